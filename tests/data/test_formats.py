@@ -109,12 +109,124 @@ def test_nanogpts_characters_are_read_from_meta_pkl(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).tokenizer.decode([299]) == " "
 
 
+def save_large_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of more than 65,536 ids."""
+    characters = "".join(chr(code) for code in range(80_000) if not 0xD800 <= code < 0xE000)
+    (folder / "tokenizer.json").write_text(CharacterTokenizer(characters).to_json(), encoding="utf-8")
+
+
+def test_ids_that_need_four_bytes_are_read_from_nanogpts_files(tmp_path: Path) -> None:
+    """Two bytes cannot hold the ids of such a tokenizer. Files of two bytes have ids outside its vocabulary then."""
+    save_large_tokenizer(tmp_path)
+    tokens = np.arange(1000, dtype="<u4") * 77
+    for name in ("train.bin", "val.bin"):
+        tokens.tofile(tmp_path / name)
+    assert all_tokens(open_dataset(tmp_path).train) == tokens.tolist()
+    tokens.astype("<u2").tofile(tmp_path / "train.bin")
+    with pytest.raises(UserError, match=r"train\.bin has token id"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1 2 3\n4 5 6 " * 20, "\n" * 99, "a\n\n" * 30, "a b" * 8])
+def test_a_text_with_a_frequent_character_at_every_second_place_is_not_taken_for_four_bytes(
+    text: str, tmp_path: Path
+) -> None:
+    characters = sorted(set(text))
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
+    for name in ("train.bin", "val.bin"):
+        np.array([characters.index(each) for each in text], dtype="<u2").tofile(tmp_path / name)
+    dataset = open_dataset(tmp_path)
+    assert dataset.tokenizer.decode(dataset.train.read(0, len(text))) == text
+
+
+def test_entries_of_several_characters_in_meta_pkl_stay_whole(tmp_path: Path) -> None:
+    nanogpt(tmp_path)
+    for name in ("train.bin", "val.bin"):
+        np.array([0, 1, 2] * 50, dtype="<u2").tofile(tmp_path / name)
+    for names in ({0: "do", 1: "re", 2: "mi"}, ["do", "re", "mi"]):
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": names}))
+        tokenizer = open_dataset(tmp_path).tokenizer
+        assert tokenizer.decode([0, 1, 2]) == "doremi"
+        assert tokenizer.encode("miredo").tolist() == [2, 1, 0]
+        with pytest.raises(UserError, match=r"'f' .* at offset 4"):
+            tokenizer.encode("dorefa")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"itos": {0: "a", 1: "b", "2": "c"}},
+        {"itos": {1: "a", 2: "b", 3: "c"}},
+        {"itos": ["a", "", "c"]},
+        {"itos": ["a", "b", "a"]},
+        {"itos": ["ab", "b", "ab"]},
+        {"itos": ["a", b"b", "c"]},
+        {"itos": [0, 1, 2]},
+        {"itos": ["a", ["b"], "c"]},
+        {"itos": ["a", "\ud800", "c"]},
+        {"itos": ["ab", "\ud800", "c"]},
+        {"itos": []},
+        {"itos": ["a", "b", "c"], "stoi": {"a": 0, "b": 2, "c": 1}},
+        ["a", "b", "c"],
+        None,
+    ],
+    ids=repr,
+)
+def test_a_meta_pkl_of_anything_else_is_refused(meta: Any, tmp_path: Path) -> None:
+    for name in ("train.bin", "val.bin"):
+        np.array([0, 1, 2] * 50, dtype="<u2").tofile(tmp_path / name)
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    with pytest.raises(UserError, match=r"meta\.pkl"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "meta.pkl"])
+def test_a_folder_named_like_a_tokenizer_is_not_ignored(name: str, tmp_path: Path) -> None:
+    nanogpt(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        open_dataset(tmp_path)
+
+
 def test_llama_tokens_take_four_bytes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         llmc_shard(tmp_path / f"tiny_{split}.bin", np.array([50_256, 3, 4], dtype="<u4"), magic=20240801, version=7)
+    save_large_tokenizer(tmp_path)
     dataset = open_dataset(tmp_path)
     assert all_tokens(dataset.train) == [50_256, 3, 4]
     assert dataset.train.parts[0].dtype == np.dtype("<u4")
+
+
+def damage_version(folder: Path) -> None:
+    llmc(folder)
+    llmc_shard(folder / "fineweb_train_000003.bin", TRAIN, version=2)
+
+
+def damage_no_tokenizer(folder: Path) -> None:
+    for split in ("train", "val"):
+        llmc_shard(folder / f"a_{split}.bin", TRAIN.astype("<u4"), magic=20240801, version=7)
+
+
+def damage_count(folder: Path) -> None:
+    llmc(folder)
+    path = folder / "fineweb_train_000002.bin"
+    path.write_bytes(path.read_bytes()[:8] + (-300).to_bytes(4, "little", signed=True) + path.read_bytes()[12:])
+
+
+def damage_width(folder: Path) -> None:
+    TRAIN.astype("<u4").tofile(folder / "train.bin")
+
+
+def damage_byte_order(folder: Path) -> None:
+    TRAIN.astype(">u4").tofile(folder / "train.bin")
+
+
+def damage_header(folder: Path) -> None:
+    """Write a header that Python's parser cannot hold."""
+    build_nanogpt(folder)
+    header = ("-" * 9000 + "1").encode()
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (folder / "edufineweb_train_000003.npy").write_bytes(content)
 
 
 def damage_id(folder: Path) -> None:
@@ -211,11 +323,17 @@ def damage_archive(folder: Path) -> None:
         (damage_no_bytes_npy, r"000003\.npy is damaged, or not a NumPy array"),
         (damage_order, r"holds >u2 of shape .* little-endian"),
         (damage_archive, r"000003\.npy is damaged, or not a NumPy array"),
+        (damage_version, r"000003\.bin has version 2 .* version 1"),
+        (damage_no_tokenizer, r"a_train\.bin has tokens of Llama 3; .*tokenizer\.json"),
+        (damage_count, r"000002\.bin has 1624 bytes instead of the 424"),
+        (damage_width, r"train\.bin has tokens of four bytes"),
+        (damage_byte_order, r"train\.bin has tokens of four bytes"),
+        (damage_header, r"000003\.npy is damaged"),
         (damage_magic, r"000003\.bin is not a token file of llm\.c"),
     ],
 )
 def test_the_error_names_the_damaged_file(damage: Any, message: str, tmp_path: Path) -> None:
-    if damage in (damage_id, damage_odd):
+    if damage in (damage_id, damage_odd, damage_width, damage_byte_order):
         nanogpt(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):

@@ -322,25 +322,37 @@ def test_a_run_resumed_on_1_2_4_2_and_1_processes_equals_an_uninterrupted_one(
     assert checkpoint_paths(chain / "checkpoints")[-1].name == "000025"
 
 
-@pytest.mark.parametrize(("size", "strategy"), [(3, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "strategy", "micro_batch_size", "saved"),
+    [
+        (3, "ddp", 2, 5),
+        pytest.param(3, "ddp", 12, 6, marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", 12, 6, marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", 2, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_resumed_after_a_preemption_has_the_same_bits(
-    harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str
+    harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str, micro_batch_size: int, saved: int
 ) -> None:
-    """The last rank gets SIGTERM twice, as by a scheduler and torchrun. All ranks save the same step and exit 0."""
+    """The last rank gets SIGTERM twice, as by a scheduler and torchrun. All ranks save the same step and exit 0.
+
+    With several micro-batches, all ranks drop the update in which it arrives.
+    """
     changes: dict[str, Any] = {
         "model": {"dropout": 0.1},
         "optim": {"name": "muon"},
         "steps": 12,
         "eval_every": 4,
         "checkpoint_every": 4,
+        "micro_batch_size": micro_batch_size,
     }
     config = {**settings(text, **changes), "strategy": strategy}
     expected, run = tmp_path / "expected", tmp_path / "run"
     harness.run(size, "train", config=config, out=expected)
     harness.run(size, "train_with_faults", faults={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
-    assert (status["state"], status["step"], status["processes"]) == ("preempted", 6, size)
-    assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
+    assert (status["state"], status["step"], status["processes"]) == ("preempted", saved, size)
+    assert open_checkpoint(run / "checkpoints" / f"{saved:06d}").state.step == saved
     harness.run(size, "resume", run=run)
     assert status_of(run)["state"] == "finished"
     assert differences(expected, run) == []

@@ -28,6 +28,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.tokenizers.huggingface import HFTokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
@@ -226,6 +227,35 @@ def test_the_loss_of_a_document_sums_the_losses_of_its_tokens(
         result = {name: column[number] for name, column in documents.columns.items()}
         assert result["bits_per_byte"] == pytest.approx(own_losses.sum() / np.log(2) / size, rel=1e-6)
         assert (result["document"], result["tokens"]) == (number, size)
+
+
+@pytest.mark.parametrize("marks", [["</s>"], ["</s>", "<s>"], []], ids=str)
+def test_bits_per_byte_count_the_bytes_of_the_documents(tmp_path: Path, marks: list[str]) -> None:
+    """SentencePiece's tokenizers put a space before each text, which is not part of it."""
+    pieces = [*marks, "▁", *"\nlowertahi", "▁the", "▁low"]
+    added = [{"id": i, "content": mark, "special": True} for i, mark in enumerate(marks)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+    single: list[Any] = [{"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks[1:]]
+    template = {"type": "TemplateProcessing", "pair": [], "single": [*single, {"Sequence": {"id": "A", "type_id": 0}}]}
+    content = {
+        "version": "1.0",
+        "added_tokens": [each | flags for each in added],
+        "pre_tokenizer": space,
+        "decoder": space,
+        "post_processor": template
+        | {"special_tokens": {mark: {"id": mark, "ids": [i], "tokens": [mark]} for i, mark in enumerate(marks)}},
+        "model": {"type": "Unigram", "unk_id": None, "vocab": [[piece, -(len(piece) ** 0.5)] for piece in pieces]},
+    }
+    tokenizer = HFTokenizer(json.dumps(content))
+    texts = ["the low", "tall", "low the tower", "hi"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = DataConfig(source=str(tmp_path / "a.jsonl"), validation_source=str(tmp_path / "a.jsonl"))
+    stream = open_dataset(prepare(data, tmp_path / "out", tokenizer=tokenizer)).validation
+    measured = measure_stream(model_for(tokenizer), stream, tokenizer)
+    assert measured.text_nats > 0
+    # Without marks, an empty line is before each document here. The first token, a mark or a space, is not predicted.
+    assert measured.text_bytes == sum(map(len, texts)) + (0 if marks else 2 * len(texts))
 
 
 def test_worst_documents_are_sorted_by_loss_and_exclude_short_ones(tmp_path: Path) -> None:

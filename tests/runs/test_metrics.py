@@ -102,7 +102,7 @@ def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Pa
     assert metrics.damaged == [3]
     before = path.read_bytes()
     with pytest.raises(UserError, match="line 3 "):
-        truncate_metrics(path, 1)
+        truncate_metrics(path, 1, 1)
     assert path.read_bytes() == before
 
 
@@ -115,9 +115,9 @@ def test_numbers_that_are_not_json_read_as_null(path: Path) -> None:
 def test_truncation_removes_later_records_and_a_half_written_line(path: Path) -> None:
     original = path.read_text()
     path.write_text(original + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    truncate_metrics(path, 2)
+    truncate_metrics(path, 2, 2)
     assert path.read_text() == original
-    truncate_metrics(path, 0)
+    truncate_metrics(path, 0, 0)
     assert path.read_text() == '{"step": 0, "val_loss": 3.0}\n'
 
 

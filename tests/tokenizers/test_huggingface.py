@@ -196,9 +196,56 @@ def test_text_round_trips(name: str, text: str) -> None:
     expected = expected.removeprefix(" ") if name == "mistral" else expected
     ids = OURS[name].encode(text)
     assert OURS[name].decode(ids) == expected
-    lengths = OURS[name].byte_lengths()[ids]
-    # Byte lengths count the ▁ of the first token as a space; `decode` drops it at the beginning of a text.
-    assert lengths.sum() == len(expected.encode()) + (name != "byte_level" and text != "")
+    assert bytes_of(OURS[name], text) == len(expected.encode())
+
+
+def bytes_of(tokenizer: Tokenizer, text: str) -> int:
+    """Return the bytes of the text's tokens, at the beginning of a text and after each mark of a document alike."""
+    ids = tokenizer.encode(text)
+    sizes = [
+        tokenizer.text_bytes(ids, np.array([before, *ids][: len(ids)], dtype=np.int64)).tolist()
+        for before in (-1, *tokenizer.document_marks)
+    ]
+    assert all(size == sizes[0] for size in sizes)
+    return sum(sizes[0])
+
+
+METASPACES = {
+    scheme: {
+        "pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme=scheme),
+        "decoder": decoders.Metaspace(prepend_scheme=scheme),
+    }
+    for scheme in ("always", "first", "never")
+}
+
+
+def spaced(name: str) -> dict[str, Any]:
+    """A tokenizer that puts a space before each text, which some decoders drop, or one that does not."""
+    if name == "byte level":
+        content: dict[str, Any] = json.loads(BPE.to_json())
+        content["pre_tokenizer"]["add_prefix_space"] = True
+        return content
+    if name == "kept by the decoder":
+        return llama(decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]))
+    return gpt1() if name == "ends of words" else llama(normalizer=None, **METASPACES[name])
+
+
+@pytest.mark.parametrize("name", [*METASPACES, "byte level", "kept by the decoder", "ends of words"])
+def test_the_bytes_of_a_text_do_not_include_spaces_that_the_tokenizer_adds(name: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(saved(tmp_path, json.dumps(spaced(name))))
+    for text in ("the low", "low", "lowest tall the", "e"):
+        assert bytes_of(tokenizer, text) == len(text.encode())
+
+
+@pytest.mark.parametrize(("make", "unknown"), [(unigram, "<unk>"), (words, "[UNK]"), (llama, "<unk>")])
+def test_the_token_for_unknown_text_has_no_bytes(make: Any, unknown: str) -> None:
+    """Also if it is not listed among the added tokens."""
+    content = make()
+    added = [token for token in content["added_tokens"] if token["content"] != unknown]
+    tokenizer = HFTokenizer(json.dumps({**content, "added_tokens": added}))
+    ids = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)].index(unknown)
+    assert tokenizer.text_bytes(np.array([ids]), np.array([-1])).tolist() == [0]
+    assert not tokenizer.is_text[ids]
 
 
 @each_family
@@ -429,7 +476,7 @@ UNKNOWN_CHARACTER = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, colu
                 "model": {"type": "Unigram", "vocab": [[c, -1.0] for c in "▁thelow"], "unk_id": None},
                 "added_tokens": [],
             },
-            "cannot encode the text: .*unk_id",
+            UNKNOWN_CHARACTER,
         ),
     ],
     ids=["byte-level BPE of few bytes", "words", "Unigram"],

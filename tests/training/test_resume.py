@@ -22,6 +22,7 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate, evaluate_data
+from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
@@ -288,6 +289,51 @@ def test_a_signal_right_after_the_decision_to_save_loses_no_step(
         train_uninterrupted(config, tmp_path / "run")
     (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
     assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
+
+
+class SignalAt:
+    """Replaces `GPT.forward`: call number `at`, in training or in an evaluation, receives Ctrl-C."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.calls, forward = 0, GPT.forward
+
+        def counted(model: GPT, *arguments: Any, **options: Any) -> Tensor:
+            self.calls += 1
+            if self.calls == at:
+                signal.raise_signal(signal.SIGINT)
+            return forward(model, *arguments, **options)
+
+        monkeypatch.setattr(GPT, "forward", counted)
+
+
+def test_a_signal_stops_at_the_next_batch_and_the_resumed_run_is_exact(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted update is dropped. An interrupted evaluation is repeated, also if that is killed."""
+
+    class CrashAfterEvaluation(Quiet):
+        def sampled(self, step: int, samples: Any) -> None:
+            raise CrashError
+
+    monkeypatch.setattr("glassgpt.evaluation.perplexity.EVALUATION_TOKENS", 64)
+    config = tiny_config(text, steps=4, eval_every=2, checkpoint_every=4, model={"dropout": 0.1})
+    expected = train_uninterrupted(config, tmp_path / "expected")
+    # Evaluations at steps 0, 2 and 4 have seven batches, and updates have two micro-batches.
+    for at, steps_done in ((2, 0), (10, 1), (13, 2), (24, 4)):
+        run = tmp_path / str(at)
+        with monkeypatch.context() as patched:
+            counter = SignalAt(patched, at)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, run, progress=Quiet())
+        assert counter.calls == at
+        assert RunDirectory(run).read_status()["state"] == "interrupted"
+        assert [int(path.name) for path in checkpoint_paths(run / "checkpoints")][-1:] == [steps_done][:steps_done]
+        assert [record["step"] for record in records_of(run) if "loss" in record] == [*range(1, steps_done + 1)]
+        if at == 13:
+            with pytest.raises(CrashError):
+                resume(run, progress=CrashAfterEvaluation())
+        resume(run, progress=Quiet())
+        assert [name for name in differences(run, expected) if name != "the checkpoints kept"] == []
 
 
 # --- restarts by torchrun ---------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def open_dataset(directory: Path) -> Dataset:
             for split in SPLITS
         }
     else:
-        files, tokenizer = formats.open_token_files(directory), formats.external_tokenizer(directory)
+        files, tokenizer = formats.open_token_files(directory)
     train, validation = (
         TokenStream(
             [file.open() for file in files[split]],

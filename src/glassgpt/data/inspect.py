@@ -9,7 +9,6 @@ import numpy as np
 from glassgpt.data.dataset import SOURCE_COUNTS, Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
 from glassgpt.data.shards import SPLITS
-from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_bytes, one_line
 
@@ -145,7 +144,7 @@ def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dic
 
 def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
     """The text of tokens, without marks between documents and without incomplete characters at either end."""
-    marks = document_marks(tokenizer)
+    marks = tokenizer.document_marks
     if marks and ids[: len(marks)].tolist() == marks:
         ids = ids[len(marks) :]
     ids = ids[(ids < tokenizer.vocab_size) & (ids != (-1 if tokenizer.end_of_text is None else tokenizer.end_of_text))]

@@ -228,8 +228,8 @@ class DatasetBuilder:
         if is_resumed:
             return work_units.make_plan(self._work, self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
         for names in (source.left_out for source in self.sources if source.left_out):
-            more = ", ..." if len(names) > 3 else ""
-            self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            self.log(f"left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
         plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.tokenizer)

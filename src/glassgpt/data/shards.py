@@ -8,6 +8,7 @@ A shard `NAME.bin` holds little-endian `uint16` or `uint32` tokens. Its index `N
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
 DTYPES: Mapping[str, str] = {"uint16": "<u2", "uint32": "<u4"}
 INDEX_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
+_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}-\d{{5,}}\.(bin|idx)")
 _BUFFER_BYTES = 1 << 21  # of a file that is written
 _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
 
@@ -160,6 +162,11 @@ def finished_shards(directory: Path, prefix: str) -> list[dict[str, Any]]:
     while (path := directory / f"{prefix}-{len(entries):05d}.json").is_file():
         entries.append(json.loads(path.read_bytes()))
     return entries
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name is a shard or an index."""
+    return _NAME.fullmatch(name) is not None
 
 
 def index_path(shard: Path) -> Path:

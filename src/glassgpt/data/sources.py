@@ -1,7 +1,6 @@
 """Where text comes from: a registered name, local files, a dataset of the hub, or a prepared dataset."""
 
 import glob
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
 from glassgpt.data.dataset import is_dataset
+from glassgpt.data.folders import FolderFiles, find_files, is_below
 from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
 from glassgpt.data.readers import SUFFIXES, Counts, Part, read_documents
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
-from glassgpt.utils.files import files_below, readable, sha256_of, user_path
+from glassgpt.utils.files import readable, sha256_of, user_path
 
 
 @dataclass(frozen=True)
@@ -57,38 +57,48 @@ class LocalFiles:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Names of some files that are in the folder but not read, except hidden ones."""
-        if self.pattern or not self.root.is_dir():
+        """What is in the folder but not read: what may surprise, with the reason, then files of other types."""
+        if not self.pattern and not self.root.is_dir():
             return ()
-        others = files_below(self.root, lambda name: not _is_text(name))
-        # A folder may have millions of images next to its texts.
-        return tuple(sorted(path.relative_to(self.root).as_posix() for path in itertools.islice(others, 10_000)))
+        found = self._find()
+        return (*found.left_out, *(() if self.pattern else found.others))
+
+    def _find(self) -> FolderFiles:
+        """The files of the folder that are meant."""
+        if self.pattern:
+            return find_files(
+                self.root,
+                lambda name: is_below(name, self.pattern),
+                lambda folder: is_below(folder, self.pattern, partly=True),
+            )
+        return find_files(self.root, _is_text, lambda folder: not folder.rpartition("/")[2].startswith("."))
 
     def _entries(self) -> list[tuple[Path, dict[str, Any]]]:
         """Each file with its name, size and time."""
-        problem = f"folder {self.root} has no readable text file"
-        if self.pattern:
-            problem = f"no file matches {self.location}"
-            # A set, since `**/**` matches a file several times.
-            matches = {self.root / name for name in glob.glob(self.pattern, root_dir=self.root, recursive=True)}
-            paths = [path for path in matches if path.is_file()]
+        if self.pattern or self.root.is_dir():
+            found = self._find()
+            files = {name: (self.root / name, status) for name, status in found.files.items()}
+            if not files:
+                problem = f"folder {self.root} has no readable text file"
+                if self.pattern:
+                    problem = f"no file matches {self.location}"
+                reasons = f" (not read: {', '.join(found.left_out[:3])})" if found.left_out else ""
+                suffixes = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
+                advice = f"name a text file, or a folder with some ({suffixes}; also .gz, .bz2 and .zst)"
+                raise UserError(f"{problem}{reasons}; {advice}")
         else:
-            paths = list(files_below(self.root, _is_text)) if self.root.is_dir() else [self.root]
-        if not paths:
-            suffixes = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
-            raise UserError(f"{problem}; name a text file, or a folder with some ({suffixes}; also .gz, .bz2 and .zst)")
-        entries = []
-        for path in paths:
-            with readable(path):
-                status = path.stat()
-            name = path.relative_to(self.root).as_posix() if path != self.root else path.name
-            entries.append((path, {"path": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}))
-        return sorted(entries, key=lambda entry: entry[1]["path"])
+            with readable(self.root):
+                files = {self.root.name: (self.root, self.root.stat())}
+        return [
+            (path, {"path": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
+            for name, (path, status) in files.items()
+        ]
 
 
 def _is_text(name: str) -> bool:
     """Whether a folder's file is read. A plain .json is mostly metadata or a model's, so it must be named itself."""
-    return name.lower().endswith(SUFFIXES) and not name.lower().endswith(".json")
+    name = name.rpartition("/")[2].lower()
+    return name.endswith(SUFFIXES) and not name.endswith(".json") and not name.startswith(".")
 
 
 def _hash(path: Path) -> str:

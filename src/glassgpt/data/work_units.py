@@ -255,12 +255,6 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         known = f"its {tokenizer.vocab_size:,} ids"
         raise UserError(f"the tokenizer returned id {ids.max()}, beyond {known}: it is damaged")
-    marks = np.array(document_marks(tokenizer), dtype=np.uint32)
+    marks = np.array(tokenizer.document_marks, dtype=np.uint32)
     for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
         yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]
-
-
-def document_marks(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids before each document: end of text, then the prompt's prefix. If both are the same id, only one."""
-    marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
-    return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks

@@ -35,6 +35,14 @@ SHUTDOWN_SECONDS = 6.0  # that a failed rank may take to report its failure and 
 CONNECT_SECONDS = 600  # within which all ranks must connect
 
 
+class StoppedError(Exception):
+    """A signal stops the run before an update or an evaluation is complete. All ranks raise it at the same place."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 class Ranks:
     """The ranks of a run. `Ranks()` is a process that trains alone; `process_group` connects several."""
 
@@ -44,6 +52,8 @@ class Ranks:
         self.launch_id = launch_id  # of one call of torchrun, also after a restart; None without torchrun
         # Called with the reason if a failure on any rank ends this one; maybe in another thread.
         self.on_failure: Callable[[str], None] = lambda reason: None
+        # The number of the signal that asks this rank to stop; 0 if there is none.
+        self.stop_signal: Callable[[], int] = lambda: 0
         self._places: list[tuple[str, int]] = []  # host name and local rank of each rank
         self._watchdog: Watchdog | None = None
         self._store: PrefixStore | None = None  # the watchdog's
@@ -138,6 +148,11 @@ class Ranks:
     def update_completed(self) -> None:
         """Report that an update is complete: the first one may take longer than later ones."""
         self._status = replace(self._status, has_updated=True)
+
+    def stop_if_asked(self) -> None:
+        """Raise `StoppedError` on all ranks if any of them has a `stop_signal`. Every rank must call this."""
+        if signal := int(self.all_gather_numbers([self.stop_signal()]).max()):
+            raise StoppedError(signal)
 
     @contextmanager
     def main_process_first(self, name: str) -> Iterator[None]:

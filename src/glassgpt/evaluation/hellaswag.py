@@ -121,7 +121,8 @@ def score_hellaswag(
     """The scores of the items, ordered by number. Each rank computes its share; all ranks get all scores.
 
     results: a file to which scores are appended, and from which a repeated call continues (see `results_name`).
-    progress: called with the numbers of scored and of all items. Raises `UserError` as `encode`.
+    progress: called with the numbers of scored and of all items. Raises `UserError` as `encode`,
+    and `StoppedError` if a rank has a `stop_signal`.
     """
     ranks = ranks or Ranks()
     questions = encode(items, tokenizer, style, model.config.context_length)
@@ -131,6 +132,8 @@ def score_hellaswag(
     # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
+            if ranks.stop_signal():
+                break
             numbers = [question.number for question in batch]
             # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
             if not saved.keys() >= set(numbers):
@@ -142,6 +145,7 @@ def score_hellaswag(
             ranks.heartbeat()
             progress(len(losses), sum(map(len, batches)))
     ranks.enter_phase("the scores of HellaSwag")
+    ranks.stop_if_asked()
     shares = ranks.all_gather_object(list(losses.items()))
     by_number = {question.number: question for question in questions}
     return [Score(by_number[number], tuple(four)) for number, four in sorted(itertools.chain(*shares))]

@@ -22,6 +22,7 @@ from glassgpt.generation import inference
 from glassgpt.interop.references import LoadedModel, load_model
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
+from glassgpt.tokenizers.huggingface import FileTokenizer
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -39,17 +40,17 @@ class DocumentLosses:
         self.starts, self.nats = starts, np.zeros(len(starts))
         self.tokens, self.bytes = np.zeros_like(starts), np.zeros_like(starts)
 
-    def add(self, first: int, losses: Losses, byte_lengths: Ids) -> None:
-        """Count losses and bytes (n,) of the tokens from `first` on."""
+    def add(self, first: int, losses: Losses, sizes: Ids, is_text: npt.NDArray[np.bool_]) -> None:
+        """Count losses and bytes (n,) of the text tokens from `first` on."""
         documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
-        own = (byte_lengths > 0) & (documents >= 0)  # tokens before the first start are not counted
-        for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
+        own = is_text & (documents >= 0)  # tokens before the first start are not counted
+        for total, values in ((self.nats, losses), (self.bytes, sizes), (self.tokens, own)):
             np.add.at(total, documents[own], values[own])
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Number, tokens, loss and bits per byte (n,) of the documents that have tokens."""
-        numbers = np.flatnonzero(self.tokens)
+        """Number, tokens, loss and bits per byte (n,) of the documents that have text."""
+        numbers = np.flatnonzero(self.bytes)
         nats, tokens = self.nats[numbers], self.tokens[numbers]
         bits = nats / math.log(2) / self.bytes[numbers]
         return {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits}
@@ -101,39 +102,52 @@ def measure_stream(
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
     batch_size = max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
-    byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts() if by_document else None
+    # Without marks between documents, only the index shows where a tokenizer of a file may have put a space.
+    is_unmarked = isinstance(tokenizer, FileTokenizer) and not tokenizer.document_marks
+    starts = stream.document_starts() if by_document or is_unmarked else None
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
-    measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
+    if by_document and starts is not None and len(starts):
+        measured.documents = DocumentLosses(starts)
     with inference.evaluation_mode(model):
         batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
         for first, inputs, targets in batches:
             ranks.heartbeat()
+            if ranks.stop_signal():  # `evaluate_data` ends the evaluation on all ranks
+                break
             is_full = inputs.shape == (batch_size, context_length)
             ids, next_ids = (torch.from_numpy(array).to(device) for array in (inputs, targets))
             with autocast(device, precision), nullcontext() if is_full else uncompiled(model):
                 nats = model(ids, next_ids, reduction="none").cpu().double().numpy()  # MPS has no float64
             measured.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
             measured.tokens_by_position[: targets.shape[1]] += targets.shape[0]
-            losses, sizes = nats.ravel(), byte_lengths[targets.ravel()]
-            measured.text_nats += float(losses[sizes > 0].sum())
+            losses, before = nats.ravel(), inputs.ravel()
+            if is_unmarked and starts is not None:
+                before = np.where(np.isin(np.arange(first, first + len(losses)), starts), -1, before)
+            sizes = tokenizer.text_bytes(targets.ravel(), before)
+            is_text = tokenizer.is_text[targets.ravel()]
+            measured.text_nats += float(losses[is_text].sum())
             measured.text_bytes += int(sizes.sum())
             if keep_tokens:
                 measured.token_losses.append(losses)
             if measured.documents is not None:
-                measured.documents.add(first, losses, sizes)
+                measured.documents.add(first, losses, sizes, is_text)
     return measured
 
 
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split."""
+    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split.
+
+    Raises `StoppedError` if a rank has a `stop_signal`.
+    """
     ranks = ranks or Ranks()
     shares = [
         measure_stream(model, each.validation, each.tokenizer, precision=precision, limit=limit, ranks=ranks)
         for each in data.datasets
     ]
     ranks.enter_phase("the sums of an evaluation")
+    ranks.stop_if_asked()
     totals = []
     for share in shares:
         nats = ranks.all_gather_numbers([*share.nats_by_position, share.text_nats]).sum(axis=0)
@@ -182,7 +196,7 @@ def details(
     for row in rows:
         start, end = int(each.starts[row["document"]]), int(ends[row["document"]])
         ids = stream.read(start, min(end - start, EXCERPT_TOKENS))
-        row["text"] = tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])  # without special tokens
+        row["text"] = tokenizer.decode(ids[tokenizer.is_text[ids]])  # without special tokens
     result |= {"document_count": len(columns["document"]), "worst_documents": rows}
     return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 

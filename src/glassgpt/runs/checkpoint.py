@@ -44,6 +44,8 @@ class TrainingState:
     data_fingerprint: str | None = None
     recent: list[list[float]] | None = None  # loss and gradient norm of the last updates, if outliers are skipped
     tokens_seen: int | None = None  # None before 2026-11-22, when all updates had the same size
+    # Gradient norms for the evaluation of this step if a signal interrupted it: a resumed run evaluates first.
+    pending_evaluation: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

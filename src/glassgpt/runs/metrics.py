@@ -123,13 +123,16 @@ def _content(source: Path | bytes) -> bytes:
         return source.read_bytes() if source.is_file() else b""
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line."""
+def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
+    """Remove the updates after `step`, the evaluations after step `evaluated`, and a half-written last line.
+
+    Raises `UserError` for a damaged line.
+    """
     kept = []
     for number, line, record in _lines(_content(path)):
         if record is None:
             raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
-        if record["step"] <= step:
+        if record["step"] <= (evaluated if "val_loss" in record else step):
             kept.append(line)
     write_atomic(path, b"".join(kept))
 

@@ -186,10 +186,14 @@ class RunDirectory:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": now}))
 
-    def cut_back(self, step: int) -> None:
-        """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written."""
-        truncate_metrics(self.metrics_path, step)
-        truncate_samples(self.samples_path, step)
+    def cut_back(self, step: int, *, repeats_evaluation: bool = False) -> None:
+        """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written.
+
+        repeats_evaluation: also remove the evaluation and the samples of this step.
+        """
+        evaluated = step - 1 if repeats_evaluation else step
+        truncate_metrics(self.metrics_path, step, evaluated)
+        truncate_samples(self.samples_path, evaluated)
         with explain_os_errors("write", self.probes):
             for later in self.probed_steps:
                 if later > step:

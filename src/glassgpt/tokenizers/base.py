@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +46,12 @@ class Tokenizer(ABC):
         return self.prompt_prefix[0] if self.prompt_prefix else self.end_of_text
 
     @property
+    def document_marks(self) -> list[int]:
+        """The ids before each document: end of text, then the prompt's prefix. If both are the same id, only one."""
+        marks = [*([] if self.end_of_text is None else [self.end_of_text]), *self.prompt_prefix]
+        return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks
+
+    @property
     def sha256(self) -> str:
         """The hash of the tokenizer's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -76,10 +83,25 @@ class Tokenizer(ABC):
         """Return the text of the ids, with U+FFFD for bytes that are not UTF-8. Raises as `decode_bytes` does."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    @cached_property
+    def is_text(self) -> npt.NDArray[np.bool_]:
+        """Whether each id (V,) stands for text: not the special tokens, nor the one for unknown characters."""
+        return ~np.isin(np.arange(self.vocab_size), list(self._special))
+
     def byte_lengths(self) -> npt.NDArray[np.int64]:
-        """Return the bytes of text (V,) that each id stands for; 0 for special tokens."""
-        lengths = [0 if i in self._special else len(token) for i, token in enumerate(self._table)]
-        return np.array(lengths, dtype=np.int64)
+        """Return the bytes (V,) that each id stands for within a text; 0 for ids that are not text."""
+        return self._lengths
+
+    def text_bytes(self, ids: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the bytes of text of ids (T,), each after the id `before` it (T,), -1 at the beginning of a text.
+
+        A text also begins after special ids in `document_marks`. A space that the tokenizer puts there does not count.
+        """
+        return self._lengths[ids]
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([len(token) for token in self._table], dtype=np.int64) * self.is_text
 
     @abstractmethod
     def to_json(self) -> str:

@@ -114,6 +114,20 @@ def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
     raise UserError(f"there is no tokenizer {kind!r} (tokenizers: characters, bytes, gpt2, or a .json file)")
 
 
+def vocabulary_tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """Build a tokenizer of these texts, in the order of their ids: one of characters, if each is a single one.
+
+    Otherwise a text is split into the fewest of them. Raises `UserError` if there are none, or one is given twice.
+    """
+    if max(map(len, texts), default=0) <= 1:
+        return CharacterTokenizer("".join(texts))
+    if len(set(texts)) < len(texts):
+        raise UserError("it lists a text twice")
+    # With equal scores, the split of the highest score has the fewest pieces.
+    model = {"type": "Unigram", "unk_id": None, "vocab": [[text, -1.0] for text in texts], "byte_fallback": False}
+    return HFTokenizer(format_tokenizer_json(None, {"type": "Fuse"}, model))
+
+
 def gpt2_tokenizer() -> BPETokenizer:
     """Build GPT-2's tokenizer of 50,257 tokens from OpenAI's files. Raises `UserError` if they cannot be found."""
     _, *merges = _read_gpt2_file("vocab.bpe").decode().splitlines()  # the first line is the version

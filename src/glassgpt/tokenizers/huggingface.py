@@ -8,6 +8,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,23 @@ class FileTokenizer(Tokenizer):
         self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
         self._special = find_special_ids(content, self.end_of_text)
         return content
+
+    def text_bytes(self, ids: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        begins = np.isin(before, (-1, *self._special.intersection(self.document_marks)))
+        return np.where(begins, self._first_lengths[ids], self._lengths[ids])
+
+    @cached_property
+    def _first_lengths(self) -> npt.NDArray[np.int64]:
+        """The bytes (V,) that each id stands for at the beginning of a text."""
+        added = b""  # what the tokenizer puts before a text, and decoding keeps
+        for character in "a0.":
+            with suppress(UserError):  # it has no id
+                text = self.decode_bytes(self.encode(character))
+                if text.endswith(character.encode()):
+                    added = text[:-1]
+                    break
+        first = [len(self.decode_bytes([i]).removeprefix(added)) for i in range(self.vocab_size)]
+        return np.array(first, dtype=np.int64) * self.is_text
 
     def to_json(self) -> str:
         """Return the file's text, wrapped with the name of its end of text if that does not follow from the file."""
@@ -171,8 +190,16 @@ class HFTokenizer(FileTokenizer):
         return b"".join(parts)
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
-        spaces = [self._ends_word(i) and i not in self._special for i in range(self.vocab_size)]
-        return super().byte_lengths() + np.array(spaces, dtype=np.int64)
+        return self._lengths + self._spaces
+
+    def text_bytes(self, ids: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        spaces = self._spaces[before] * (before >= 0)  # of the words that end before the ids, unless the text ends too
+        return super().text_bytes(ids, before) + spaces * self.is_text[ids]
+
+    @cached_property
+    def _spaces(self) -> npt.NDArray[np.int64]:
+        """The spaces (V,), 0 or 1, that follow each id."""
+        return np.array([self._ends_word(i) for i in range(self.vocab_size)], dtype=np.int64) * self.is_text
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         try:
@@ -213,7 +240,10 @@ def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
 
 
 def format_tokenizer_json(
-    pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
+    pre_tokenizer: Mapping[str, Any] | None,
+    decoder: Mapping[str, Any],
+    model: Mapping[str, Any],
+    added: Sequence[object] = (),
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
     content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
@@ -256,11 +286,16 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
 
 
 def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> frozenset[int]:
-    """Return the ids of special tokens. Byte tokens are text, though the library's trainer lists them as special."""
+    """Return the ids of special tokens, and of the one for unknown text.
+
+    Byte tokens are text, though the library's trainer lists them as special.
+    """
     has_byte_tokens = content["model"].get("byte_fallback")
     added = [token for token in content.get("added_tokens") or [] if token.get("special")]
     special = {token["id"] for token in added if not (has_byte_tokens and _BYTE_TOKEN.fullmatch(token["content"]))}
-    return frozenset(special | ({end_of_text} if end_of_text is not None else set()))
+    model = content["model"]
+    unknown = model.get("unk_id") if model.get("unk_token") is None else token_ids(content).get(model["unk_token"])
+    return frozenset(special | {i for i in (end_of_text, unknown) if i is not None})
 
 
 def _for_encoding(
@@ -270,13 +305,15 @@ def _for_encoding(
 
     The library's `encode_special_tokens` is not enough: Unigram, WordLevel and WordPiece look up words among the
     special tokens too, so these get names that no text has. BPE silently drops characters without a token if there is
-    no unknown token: they become the id `unknown`, one above all others.
+    no unknown token, and Unigram does not name them: they become the id `unknown`, one above all others.
     """
     model = dict(content["model"])
     special_names = {name for name, i in ids.items() if i in special}
     renamed = {name: _NO_TEXT + name if name in special_names else name for name in ids}
     if isinstance(model["vocab"], list):
         model["vocab"] = [[renamed[piece], score] for piece, score in model["vocab"]]
+        if model.get("unk_id") is None and len(model["vocab"]) == unknown:  # otherwise added tokens have the next ids
+            model |= {"vocab": [*model["vocab"], [_UNKNOWN, 0.0]], "unk_id": unknown}
     else:
         unknown_token = renamed.get(model.get("unk_token") or "", _UNKNOWN)
         model |= {"vocab": {renamed[name]: i for name, i in ids.items()}, "unk_token": unknown_token}

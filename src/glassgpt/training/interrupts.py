@@ -1,4 +1,4 @@
-"""Signals that stop a run: the current step is finished and saved first."""
+"""Signals that stop a run: the last complete update is saved first."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any, Self
 
-NOTICE = b"\nstopping after this step, then saving (a second Ctrl-C or SIGTERM quits without saving)\n"
+NOTICE = b"\nstopping, then saving the last complete step (a second Ctrl-C or SIGTERM quits without saving)\n"
 
 
 class Interrupts:

@@ -7,16 +7,16 @@ of the seed and the step, so a run that was killed and resumed computes what it 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from glassgpt.distributed.group import StoppedError
 from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
 from glassgpt.model.param_groups import norms_by_group
 from glassgpt.runs.checkpoint import take_snapshot
-from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.recorder import Recorder
 from glassgpt.training.setup import TrainState, is_due, sampler
 from glassgpt.training.step import UpdateQueue
@@ -24,44 +24,56 @@ from glassgpt.utils.device import memory_used
 from glassgpt.utils.rng import seed_for
 
 
-def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts) -> int | None:
-    """Train until the last step. Returns the signal that stopped the run before it, None if it is complete."""
-    config = state.config
-    updates = UpdateQueue(state, recorder)
-    if state.step == 0:
-        evaluate(state, recorder)
-    while state.step < state.steps:
-        updates.start_update()
-        signal, memory = highest_of_ranks(state, interrupts)
-        is_last = state.step == state.steps
-        evaluates = state.evaluates_at(state.step)
-        probes = bool(state.prompts) and not evaluates and is_due(state.step, config.probe.every)
-        saves = is_last or signal or is_due(state.step, config.checkpoint_every)
-        updates.finish_updates(all_of_them=bool(evaluates or probes or saves), memory_bytes=memory)
+def training_loop(state: TrainState, recorder: Recorder) -> int | None:
+    """Train until the last step. Returns the signal that stopped the run before it, None if it is complete.
 
-        val_loss, is_best = None, False
-        if evaluates:
-            val_loss, is_best = evaluate(state, recorder, updates.group_norms)
-        elif probes:
-            probe(state, recorder, state.strategy.full_model())
-        if saves or is_best:
-            save(state, recorder, val_loss)
-        if signal and not is_last:
-            return signal
+    A signal also stops within an update or an evaluation, which a resumed run then repeats as a whole.
+    """
+    config, saved_step, memory = state.config, state.step, 0
+    updates = UpdateQueue(state, recorder)
+    try:
+        if state.step == 0:
+            evaluate(state, recorder)
+        elif state.pending_evaluation is not None:
+            save(state, recorder, evaluate(state, recorder)[0])
+        while state.step < state.steps:
+            updates.start_update()
+            signal, memory = highest_of_ranks(state)
+            is_last = state.step == state.steps
+            evaluates = state.evaluates_at(state.step)
+            probes = bool(state.prompts) and not evaluates and is_due(state.step, config.probe.every)
+            saves = is_last or signal or is_due(state.step, config.checkpoint_every)
+            updates.finish_updates(all_of_them=bool(evaluates or probes or saves), memory_bytes=memory)
+
+            val_loss, is_best = None, False
+            if evaluates:
+                state.pending_evaluation = updates.group_norms
+                val_loss, is_best = evaluate(state, recorder)
+            elif probes:
+                probe(state, recorder, state.strategy.full_model())
+            if saves or is_best:
+                save(state, recorder, val_loss)
+                saved_step = state.step
+            if signal and not is_last:
+                return signal
+    except StoppedError as stop:
+        state.strategy.model.zero_grad()  # of a part of an update
+        updates.finish_updates(all_of_them=True, memory_bytes=memory)
+        if state.step > saved_step:
+            save(state, recorder, None)
+        return stop.signal
     return None
 
 
-def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, int]:
+def highest_of_ranks(state: TrainState) -> tuple[int, int]:
     """The signal that any rank received (0: none), and the most memory in use; exchanged between hosts, not devices."""
     # Read once per step, so that a signal cannot end the loop after a step that was not saved.
-    own = [interrupts.signal or 0, memory_used(state.device)]
+    own = [state.ranks.stop_signal(), memory_used(state.device)]
     signal, memory = state.ranks.all_gather_numbers(own).max(axis=0).astype(int).tolist()
     return signal, memory
 
 
-def evaluate(
-    state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None
-) -> tuple[float, bool]:
+def evaluate(state: TrainState, recorder: Recorder) -> tuple[float, bool]:
     """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best."""
     began = time.perf_counter()
     model = state.strategy.full_model()
@@ -71,10 +83,11 @@ def evaluate(
     record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
     record |= hellaswag_scores(state, model)
     record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
-    record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
+    record |= {"grad_norms": dict(state.pending_evaluation)} if state.pending_evaluation else {}
     recorder.evaluated({**record, "seconds": time.perf_counter() - began})
     samples = sample(state, recorder, model)
     probe(state, recorder, model, samples)
+    state.pending_evaluation = None
     loss: float = result["loss"]
     is_best = state.step > 0 and math.isfinite(loss) and (state.best_val_loss is None or loss < state.best_val_loss)
     if is_best:

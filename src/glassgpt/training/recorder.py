@@ -101,6 +101,7 @@ class Recorder:
             data_fingerprint=state.data.fingerprint,
             recent=list(state.outliers.recent) or None,
             tokens_seen=state.tokens_seen,
+            pending_evaluation=None if state.pending_evaluation is None else dict(state.pending_evaluation),
         )
 
         def write() -> None:

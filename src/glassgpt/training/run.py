@@ -121,7 +121,7 @@ class _Job:
             progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
         status = run.read_status()
         recorder = Recorder(run, state, progress, status.get("request"))
-        if state.step >= state.steps:
+        if state.step >= state.steps and state.pending_evaluation is None:
             if status.get("state") != "finished":  # perhaps killed before this was written
                 recorder.status("finished")
             progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
@@ -129,7 +129,8 @@ class _Job:
         if checkpoint is None:
             progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
         if ranks.is_main:
-            run.cut_back(state.step if checkpoint is not None else -1)
+            repeats_evaluation = state.pending_evaluation is not None
+            run.cut_back(state.step if checkpoint is not None else -1, repeats_evaluation=repeats_evaluation)
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
             recorder.status("running")
@@ -144,8 +145,9 @@ class _Job:
         try:
             interrupts = Interrupts(repeats_mean_quit=not under_torchrun(), announces=ranks.is_main)
             self.until_the_end.enter_context(interrupts)
+            ranks.stop_signal = lambda: interrupts.signal or 0
             with matmul_precision(state.precision):
-                self.stopped_by = training_loop(state, recorder, interrupts)
+                self.stopped_by = training_loop(state, recorder)
                 ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
                 recorder.finish()
         except NonFiniteError as error:
@@ -166,7 +168,8 @@ class _Job:
         recorder.end("interrupted" if self.stopped_by == signal.SIGINT else "preempted")
         command = "torchrun … -m glassgpt" if under_torchrun() else program()
         resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
-        self.progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
+        done = f"at step {state.step} and saved" if state.step else "before the first update was complete"
+        self.progress.message(f"stopped {done}; resume with: {resume_command}")
 
 
 @contextmanager

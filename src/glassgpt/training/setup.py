@@ -63,6 +63,8 @@ class TrainState:
 
     step: int = 0  # updates done
     tokens_seen: int = 0
+    pending_evaluation: Mapping[str, float] | None = None
+    """Gradient norms by parameter group, for the record of this step's evaluation until it is complete."""
     best_step: int | None = None
     best_val_loss: float | None = None
     found_inf: Tensor | None = None
@@ -284,7 +286,7 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.scaler.load_state_dict(dict(saved.scaler))
     state.outliers.recent = saved.recent or []
     state.tokens_seen = checkpoint.tokens_seen
-    state.step = saved.step
+    state.step, state.pending_evaluation = saved.step, saved.pending_evaluation
     if checkpoint.config.eval_tokens == state.config.eval_tokens:  # losses on other tokens are not comparable
         state.best_step, state.best_val_loss = saved.best_step, saved.best_val_loss
 

@@ -151,7 +151,10 @@ def _apply(state: TrainState, lr: float) -> None:
 
 
 def compute_gradients(state: TrainState) -> Tensor:
-    """Compute the gradients of the batch. Returns this rank's mean loss (), on the device."""
+    """Compute the gradients of the batch. Returns this rank's mean loss (), on the device.
+
+    Raises `StoppedError` between two micro-batches if a rank has a `stop_signal`.
+    """
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
     rows = state.local_rows()
@@ -161,6 +164,8 @@ def compute_gradients(state: TrainState) -> Tensor:
     with device_rng(state.device) as seed_rng:
         for index, micro_batch in enumerate(micro_batches):
             ranks.enter_phase(f"micro-batch {index + 1} of update {state.step + 1}")
+            if index:
+                ranks.stop_if_asked()
             # Dropout takes no generator: the global one is seeded for this micro-batch of the whole batch.
             seed_rng(seed_for(config.seed, "dropout", state.step, ranks.rank * len(micro_batches) + index))
             with strategy.gradient_sync(index + 1 == len(micro_batches)):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import open_regular, readable
 
 
 def read_pickle(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
@@ -36,7 +37,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_plain_pickle(path: Path) -> Any:
     """Read a pickle of plain values. Raises `UserError` for one that needs a class or function, or is damaged."""
-    with path.open("rb") as file:
+    with readable(path), open_regular(path) as file:
         try:
             return _PlainUnpickler(file).load()
         except pickle.UnpicklingError as error:
