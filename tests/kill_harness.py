@@ -34,6 +34,7 @@ from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import resume, train
+from glassgpt.utils.files import sha256_of
 
 # Keys of a record that may differ between two equal runs, because they depend on time or on the machine.
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
@@ -107,6 +108,14 @@ def differences(one: Path, other: Path) -> list[str]:
 def probes_of(run: Path) -> dict[str, bytes]:
     """Return the bytes of a run's probe snapshots by file name."""
     return {path.name: path.read_bytes() for path in (run / "probes").glob("*")}
+
+
+def edit_state(checkpoint: Path, **changes: Any) -> None:
+    """Change a checkpoint's state, and its hash in the manifest."""
+    state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("state.json", "manifest.json"))
+    (checkpoint / "state.json").write_text(json.dumps({**state, **changes}))
+    manifest["sha256"]["state.json"] = sha256_of(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def slow_disk(seconds: float = 0.002) -> None:

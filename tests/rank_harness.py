@@ -137,6 +137,12 @@ def train_with_faults(faults: dict[str, dict[str, Any]], config: dict[str, Any],
     train(config, out)
 
 
+def each_rank_its_own(calls: list[tuple[str, dict[str, Any]]]) -> None:
+    """Run another task on each rank: names and arguments in the order of ranks."""
+    name, arguments = calls[_rank()]
+    TASKS[name](**arguments)
+
+
 def times_in_main_process_first(places: list[tuple[str, int]]) -> dict[str, float]:
     """Return when this rank enters and leaves the block of `main_process_first`, and when it continues after it.
 
@@ -199,6 +205,7 @@ TASKS: dict[str, Callable[..., Any]] = {
         first_weights,
         evaluate,
         train_with_faults,
+        each_rank_its_own,
         times_in_main_process_first,
         compiled_operators,
         compiled_frames,
@@ -343,7 +350,7 @@ def non_finite_loss_or_gradient(rank: int, step: int, what: str) -> None:
 def other_code(rank: int) -> None:
     """One rank runs another version of the package's code."""
     if _rank() == rank:
-        mock.patch("glassgpt.training.setup._hash_of_code", return_value="another").start()
+        mock.patch("glassgpt.training.run._hash_of_code", return_value="another").start()
 
 
 def other_data(rank: int, source: str) -> None:

@@ -261,7 +261,7 @@ def test_resume_passes_on_steps_and_changed_execution_settings(training: mock.Mo
         ("--seed 3", ["seed"]),
         ("--out x", ["--out", "--resume"]),
         ("--overwrite", ["--overwrite"]),
-        ("--micro-batch-size 0", ["micro_batch_size", "at least 1"]),
+        ("--micro-batch-size 0", ["--micro-batch-size", "at least 1"]),
     ],
 )
 def test_resume_refuses_options_that_would_change_the_numbers(
@@ -323,14 +323,31 @@ def test_a_run_that_does_not_fit_in_memory_needs_force(
         ("info runs/nonexistent", "train --out runs/nonexistent"),
         ("train --optim.lr", "--optim.lr"),
         ("train --data.tokenizer charcters", ".json file, got 'charcters'; did you mean 'characters'?"),
-        ("train --model.n-head 7", "error: model.n_head must be"),
-        ("train --seed -1", "error: seed must be at least 0"),
+        ("train --model.n-head 7", "error: --model.n-head must be"),
+        ("train --seed -1", "error: --seed must be at least 0"),
         ("train --data a --data.source b", "give one of them"),
+        ("train --data a --data b", "give one of them"),
         ("train missing.toml", "missing.toml"),
         ("generate", "REF is missing"),
         ("generate a --prompt x --prompt-file y", "--prompt-file"),
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
-        ("prepare x --validation-fraction 2", "validation_fraction"),
+        ("prepare x --validation-fraction 2", "error: --validation-fraction must be"),
+        ("prepare x --tokenizer y", "error: --tokenizer must be"),
+        ("prepare x --tokeniser gpt2", "did you mean '--tokenizer'"),
+        ("prepare x --workers 1000000000", "error: --workers must be at least 1 and at most 4,096"),
+        ("train --data.encoding x", "error: --data.encoding must be"),
+        ("train --encoding x", "error: --encoding must be"),
+        ("train --batch_start 3", "error: --batch-start must be"),
+        ("generate x --n 0", "error: --n must be"),
+        ("generate x --seed -1", "error: --seed must be"),
+        ("generate x --temperature -1", "error: --temperature must be"),
+        ("generate x --prompt -abc", "--prompt=-"),
+        ("eval x --hellaswag-items 0", "error: --hellaswag-items must be"),
+        ("plan --gpus 0", "error: --gpus must be"),
+        ("play --port 65536", "65,535"),
+        ("tokenizer train x --vocab-size 999999999999999999999999999999", "error: --vocab-size must be"),
+        ("train --out=", "--out: must be a path"),
+        ("train --resume=", "--resume"),
         ("report nonexistent", "nonexistent"),
         ("report", "needs a run"),
         ("recipes gtp2", "did you mean 'gpt2'"),
@@ -711,6 +728,54 @@ def test_invalid_paths_are_explained(capsys: Capture, tmp_path: Path) -> None:
     ):
         assert "too long" in fails(capsys, *arguments), arguments
     assert f"--json {tmp_path} is a directory; name a file" in fails(capsys, "eval", "x", "--json", str(tmp_path))
+
+
+@pytest.mark.linux
+def test_pipes_and_devices_are_neither_read_nor_waited_for(capsys: Capture, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\0")
+    for name in ("pipe.toml", "zero.toml", "folder.toml", "bytes.toml", "missing.toml"):
+        path = str(tmp_path / name)
+        assert name in fails(capsys, "plan", path)
+        assert name in fails(capsys, "generate", "x", "--prompt-file", path)
+        assert name in fails(capsys, "eval", "x", "--hellaswag", "--hellaswag-file", path)
+    for path in (str(tmp_path / "pipe.toml"), "/dev/full", "/proc/x"):
+        assert path in fails(capsys, "eval", "x", "--json", path)
+        assert path in fails(capsys, "bench", "--json", path)
+
+
+def test_a_name_with_control_characters_is_shown_escaped_on_one_line(capsys: Capture) -> None:
+    message = fails(capsys, "report", "runs/\x1b[31m\nx")
+    assert r"runs/\x1b[31m\nx" in message
+    assert message.count("\n") == 1
+
+
+def test_a_long_argument_is_shortened(capsys: Capture) -> None:
+    for arguments in (["train", "x" * 10**5], ["train", "--" + "x" * 10**5], ["train", "--steps", "9" * 10**5]):
+        assert len(fails(capsys, *arguments)) < 1500
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_the_terminal(command: str, capsys: Capture, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    too_long = [line for line in text.splitlines() if len(line) > 80 and not line.startswith(("usage:", "  "))]
+    assert too_long == []
+    assert "(default: )" not in text
+
+
+def test_the_help_of_plan_leaves_out_what_only_training_uses(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    text = capsys.readouterr().out
+    assert [option for option in ("--out", "--overwrite", "--resume", "--force", "--log") if option in text] == []
+    assert "--steps" in text
+    command = ["plan", "gpt2", "--device", "h100", "--out", "runs/x", "--overwrite", "--log", "wandb", "--force"]
+    assert main(command) == 0
 
 
 def test_a_misspelt_compile_backend_is_refused_before_the_run_starts(capsys: Capture, tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Config: validation errors, TOML round trips, derived values, and the recipes' numbers."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
 from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+from glassgpt.config.validation import flatten
 from glassgpt.utils.errors import UserError
 
 SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelConfig(context_length=16))
@@ -44,7 +46,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"data": {"encoding": "utf-9"}}, ["data.encoding", "'utf-9'", "'utf-8'"]),
         ({"optim": {"lr": 0}}, ["optim.lr", "above 0", "0"]),
         ({"optim": {"beta2": 1.0}}, ["optim.beta2", "below 1"]),
-        ({"optim": {"min_lr_ratio": 1.1}}, ["optim.min_lr_ratio", "from 0 to 1"]),
+        ({"optim": {"min_lr_ratio": 1.1}}, ["optim.min_lr_ratio", "at most 1"]),
         ({"sample": {"top_p": 0.0}}, ["sample.top_p", "above 0"]),
         ({"sample": {"prompt": ""}}, ["sample.prompt", "at least one character"]),
         ({"probe": {"prompts": "the"}}, ["probe.prompts", "a list, each item of it a string", "'the'"]),
@@ -103,6 +105,48 @@ def test_an_invalid_value_is_refused_with_the_field_and_the_valid_values(
     message = str(caught.value)
     assert [word for word in words if word not in message] == []
     assert message.count("\n") < 2
+
+
+@pytest.mark.parametrize("name", [name for name, _ in flatten(SMALL.to_dict() | {"epochs": 1.0})])
+def test_no_number_is_unlimited(name: str) -> None:
+    """Nor is its digits' number in the error: a number in hexadecimal may have more than Python prints."""
+    section, _, key = name.rpartition(".")
+    hints = get_type_hints(type(getattr(SMALL, section)) if section else TrainConfig)
+    numbers = {int, float} & {hints[key], *get_args(hints[key])}
+    for value in [10**50, 16**6000, 1e300][:: 1 if int in numbers else 2] if numbers else []:
+        with pytest.raises(UserError, match=name) as caught:
+            SMALL.override(**{section: {key: value}} if section else {key: value})
+        assert len(str(caught.value)) < 300
+
+
+def test_the_largest_model_and_batch_are_checked_quickly() -> None:
+    begin = time.perf_counter()
+    widths: dict[str, Any] = {"n_layer": 4096, "n_embd": 2**20, "n_head": 2**20, "n_inner": 2**27, "vocab_size": 2**27}
+    config = SMALL.override(model=widths, batch_tokens=2**27)
+    with pytest.raises(UserError, match="nearest"):
+        config.sequences_per_process(7)
+    with pytest.raises(UserError, match="n_head"):
+        SMALL.override(model=widths | {"n_head": 2**20 - 1})
+    with pytest.raises(UserError, match=r"model\.n_layer"):
+        SMALL.override(model={"n_layer": 10**9})
+    with pytest.raises(UserError, match="head_dim"):
+        SMALL.override(model=widths | {"head_dim": 2**20})
+    assert time.perf_counter() - begin < 1
+
+
+def test_a_name_that_toml_cannot_hold_is_refused() -> None:
+    for changes in (
+        {"data": {"source": "\udcff.txt"}},
+        {"probe": {"prompts": ["a\ud800"]}},
+        {"init_from": "\udcff"},
+        {"device": "\udcff"},
+    ):
+        with pytest.raises(UserError, match="Unicode"):
+            SMALL.override(**changes)
+    for changes in ({"data": {"source": "a\0"}}, {"data": {"mixture": {"a\0": 1.0}}}, {"hellaswag_file": "\0"}):
+        with pytest.raises(UserError, match="NUL"):
+            SMALL.override(**changes)
+    assert SMALL.override(probe={"prompts": ["\0"]}).probe.prompts == ["\0"]
 
 
 # Some operating system cannot have a directory of this name, or a shell reads it as something else.
@@ -371,6 +415,8 @@ def test_a_recipe_can_be_a_toml_file(tmp_path: Path) -> None:
         recipe(str(path))
     path.write_text(SMALL.to_toml(), encoding="utf-8")
     assert recipe(str(path), seed=3) == SMALL.override(seed=3)
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.to_toml().replace("\n", "\r\n").encode())  # as editors of Windows write it
+    assert recipe(str(path)) == SMALL
     path.write_bytes(b"name = '\xff'")
     with pytest.raises(UserError, match="not valid UTF-8"):
         recipe(str(path))

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from glassgpt.data.builder import text_identity
 from glassgpt.data.hub_datasets import choose_subset, folder_of, format_of, matches, splits_by_name, subsets_of
-from glassgpt.data.prepare import text_identity
 from glassgpt.utils.errors import UserError
 from hub_server import Fault, HubServer, Repository, claim, flip, hub, refuse, silence, stall, too_much, truncate
 

@@ -490,7 +490,7 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
         fetched.extend(file.name for file in files)
         return fetch_all(files, log=log)
 
-    monkeypatch.setattr("glassgpt.data.prepare.fetch_all", recording_fetch_all)
+    monkeypatch.setattr("glassgpt.data.builder.fetch_all", recording_fetch_all)
     prepare(request, tmp_path / "out")
     assert fetched == ["2.txt", "3.txt"]
 

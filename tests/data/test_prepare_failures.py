@@ -79,7 +79,7 @@ def test_a_finished_build_is_not_used_for_another_request(texts: Path, tmp_path:
     """The process ends while a dataset is moved into place; then the request or the text changes."""
     out = tmp_path / "sets" / "out"
     for change in ("request", "text"):
-        with mock.patch("glassgpt.data.prepare.DatasetBuilder._publish", side_effect=KeyboardInterrupt):
+        with mock.patch("glassgpt.data.builder.DatasetBuilder._publish", side_effect=KeyboardInterrupt):
             assert main(command(texts, out)) == 130
         if change == "text":
             (texts / "a.jsonl").write_text(json.dumps({"text": WORDS}))
@@ -318,7 +318,7 @@ def test_a_source_that_changes_during_preparation_is_refused(
 
     request = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000, deduplicate=deduplicate)
     message = r"cannot read .*d\.jsonl" if change == "removed" else "texts changed while"
-    with mock.patch("glassgpt.data.prepare.run_tasks", changing), pytest.raises(UserError, match=message):
+    with mock.patch("glassgpt.data.builder.run_tasks", changing), pytest.raises(UserError, match=message):
         prepare(request, out, workers=1)
     assert not out.exists()
     prepare(request, out, workers=1)
@@ -524,6 +524,16 @@ def test_out_may_be_a_link_but_not_the_root_of_a_file_system(
         open_dataset(small_disk / "there")
     assert main(command(texts, small_disk)) == 2
     assert "the root of a file system" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system without new files")
+@pytest.mark.parametrize("out", ["/proc/x", "/proc/x/y", "/dev/null/x"])
+def test_an_out_where_nothing_can_be_created_is_refused(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(WORDS)
+    assert main(command(tmp_path, Path(out))) == 2
+    assert out in capsys.readouterr().err
 
 
 def test_a_source_on_a_read_only_file_system_is_prepared(small_disk: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data.shards import ShardWriter, finished_shards, index_path, read_index, text_hash
+from glassgpt.data.shards import Encoded, ShardWriter, finished_shards, index_path, read_index, text_hash
 from glassgpt.utils.files import sha256_of
 from prepare_harness import contents
 
@@ -30,23 +30,39 @@ def parts_of(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, bool]
             yield number, text, ids, part == 0
 
 
-def write(folder: Path, documents: Documents, limit: int, upto: int | None = None) -> None:
-    """Write shards as a work unit does, skipping finished documents. Stop after `upto` parts, as a kill would."""
+def write(folder: Path, documents: Documents, limit: int, upto: int | None = None, batch: int = 1) -> None:
+    """Write shards as a work unit does, skipping finished documents. Stop after `upto` parts, as a kill would.
+
+    Up to `batch` documents are added at once, the last of which may have further parts.
+    """
     writer = ShardWriter(folder, "train-00000", "uint16", limit)
+    held: list[tuple[str, np.ndarray]] = []
+
+    def add(begins: bool) -> None:
+        if held:
+            offsets = np.cumsum([0, *(len(ids) for _, ids in held)])
+            writer.add(Encoded(np.concatenate([ids for _, ids in held]), offsets, [text for text, _ in held], begins))
+        held.clear()
+
     for i, (number, text, ids, begins) in enumerate(parts_of(documents)):
         if i == upto:
             return writer.abandon()
+        if not begins or len(held) == batch:
+            add(True)
         if number >= writer.done:
-            writer.add(ids, text, begins)
+            held.append((text, ids))
+        if not begins:
+            add(False)
+    add(True)
     writer.close()
 
 
 @settings(deadline=None, max_examples=25)
-@given(documents=documents_in_parts, limit=limits)
-def test_a_document_is_whole_in_one_shard_unless_it_is_larger(documents: Documents, limit: int) -> None:
+@given(documents=documents_in_parts, limit=limits, batch=st.integers(1, 12))
+def test_a_document_is_whole_in_one_shard_unless_it_is_larger(documents: Documents, limit: int, batch: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder, documents, limit)
+        write(folder, documents, limit, batch=batch)
         shards = finished_shards(folder, "train-00000")
         tokens = [np.fromfile(folder / shard["name"], "<u2") for shard in shards]
         starts = [read_index(index_path(folder / shard["name"]))["start"].astype(int) for shard in shards]
@@ -70,13 +86,17 @@ def test_a_document_is_whole_in_one_shard_unless_it_is_larger(documents: Documen
 
 
 @settings(deadline=None, max_examples=25)
-@given(documents=documents_in_parts, limit=limits, stops=st.lists(st.integers(0, 40), max_size=3))
-def test_a_stopped_writer_resumes_to_the_same_files(documents: Documents, limit: int, stops: list[int]) -> None:
+@given(
+    documents=documents_in_parts, limit=limits, stops=st.lists(st.integers(0, 40), max_size=3), batch=st.integers(1, 12)
+)
+def test_a_writer_that_is_stopped_or_gets_several_documents_at_once_writes_the_same_files(
+    documents: Documents, limit: int, stops: list[int], batch: int
+) -> None:
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         write(Path(one), documents, limit)
         for stop in stops:
-            write(Path(two), documents, limit, upto=stop)
-        write(Path(two), documents, limit)
+            write(Path(two), documents, limit, upto=stop, batch=batch)
+        write(Path(two), documents, limit, batch=batch)
         assert contents(Path(one)) == contents(Path(two))
 
 

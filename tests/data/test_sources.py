@@ -12,8 +12,8 @@ import pytest
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data import builtin_texts as module
 from glassgpt.data import sources
+from glassgpt.data.builder import text_identity
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
-from glassgpt.data.prepare import text_identity
 from glassgpt.data.sources import LocalFiles, PreparedDataset, Source, read_source, resolve
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError

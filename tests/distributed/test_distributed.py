@@ -553,6 +553,30 @@ def test_the_error_names_a_rank_with_different_code_or_data(
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "changes", "fact"),
+    [
+        ("resume", {}, "command"),
+        pytest.param("train", {"out": "another"}, "run directory", marks=pytest.mark.slow),
+        pytest.param("train", {"config": {"optim": {"lr": 0.5}}}, r"optim\.lr: 0\.5 and 0\.01", marks=pytest.mark.slow),
+    ],
+)
+def test_the_error_names_what_a_rank_was_given_differently(
+    harness: Harness, tmp_path: Path, text: Path, task: str, changes: dict[str, Any], fact: str
+) -> None:
+    """Otherwise the ranks would train something else than what one of them was told, or misread each other."""
+    given = {"config": settings(text), "out": str(tmp_path / "run")}
+    other = {"run": given["out"]} if task == "resume" else {**given, "config": settings(text), **changes}
+    if "config" in changes:
+        other["config"] = settings(text, **changes["config"])
+    harness.start(2, "each_rank_its_own", calls=[("train", given), (task, other)])
+    results = harness.results()
+    (line,) = error_lines(results)
+    assert re.search(rf"rank 1 \(.*\) and rank 0 \(.*\) differ in {fact}", line)
+    assert all(result.status in (1, 2) for result in results)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_second_job_in_the_same_directory_is_refused(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
@@ -630,12 +654,33 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_previous_
 # Torchrun
 
 
-def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise all ranks of a host would use its first GPU."""
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(UserError, match="LOCAL_RANK"), process_group():
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LOCAL_RANK", None),  # all ranks of a host would use its first GPU
+        ("LOCAL_RANK", "2"),
+        ("LOCAL_RANK", "x"),
+        ("RANK", None),  # each process would train alone, in the same directory
+        ("RANK", "-1"),
+        ("RANK", "2"),
+        ("WORLD_SIZE", "x"),
+        ("WORLD_SIZE", "9" * 5000),
+        ("WORLD_SIZE", "0"),
+        ("MASTER_ADDR", None),
+        ("MASTER_ADDR", "no-such-host.invalid"),
+        ("MASTER_PORT", None),
+        ("MASTER_PORT", "70000"),
+        ("MASTER_PORT", "0"),
+        ("MASTER_PORT", "abc"),
+    ],
+)
+def test_a_launcher_variable_that_cannot_be_right_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None
+) -> None:
+    names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, text in {**names, variable: value}.items():
+        monkeypatch.delenv(name, raising=False) if text is None else monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=variable), process_group():
         pass
 
 

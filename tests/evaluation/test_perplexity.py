@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
-from glassgpt.data.prepare import prepare
+from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.evaluation import perplexity
 from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
@@ -442,7 +442,10 @@ def test_a_validation_split_that_may_contain_training_text_is_refused(tmp_path: 
     config = tiny_config(text, data={"tokenizer": tokenizer})
     run = train(config, tmp_path / "run", progress=Quiet())
     content = text.read_text()
+    before = evaluate(run)["loss"]
     text.write_text(content[2000:] + content[:2000])
+    assert evaluate(run)["loss"] == before  # on the dataset that the run was trained on
+    shutil.rmtree(find_prepared(config.data, None)[0])
     with pytest.raises(UserError, match="has changed since the model was trained on it"):
         evaluate(run)
 

@@ -1,6 +1,8 @@
 """Model references: which checkpoint a string names, what loading returns, and the errors if it names none."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ from glassgpt.cli.main import main
 from glassgpt.config.schema import TrainConfig
 from glassgpt.evaluation.perplexity import evaluate
 from glassgpt.interop import references
+from glassgpt.interop.hf_models import export_hf
 from glassgpt.interop.references import describe, export, find_checkpoint, load
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs import checkpoint
@@ -25,7 +28,7 @@ from glassgpt.tokenizers.builtin import BytesTokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
-from kill_harness import Quiet, fast_training, tiny_config, write_text
+from kill_harness import Quiet, edit_state, fast_training, tiny_config, write_text
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,14 +64,6 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def set_best_step(checkpoint: Path, best_step: int | None) -> None:
-    """Change the best step in a checkpoint's state, and its hash in the manifest."""
-    state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("state.json", "manifest.json"))
-    (checkpoint / "state.json").write_text(json.dumps({**state, "best_step": best_step}))
-    manifest["sha256"]["state.json"] = sha256_of(checkpoint / "state.json")
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-
-
 def damage(path: Path) -> None:
     """Remove the last byte of a file."""
     path.write_bytes(path.read_bytes()[:-1])
@@ -92,7 +87,7 @@ def test_if_training_deletes_a_checkpoint_that_is_being_read_a_newer_one_is_read
         nonlocal count
         count += 1
         if count == 1:
-            shutil.copytree(newest, newest.with_name("000012"))
+            edit_state(shutil.copytree(newest, newest.with_name("000012")), step=12)
             prune_checkpoints(newest.parent, 1, None)
             assert not newest.exists()
 
@@ -120,9 +115,9 @@ def test_the_newest_readable_state_names_the_best_checkpoint(run: Path) -> None:
     checkpoints = {int(path.name): path for path in checkpoint_paths(run / "checkpoints")}
     damage(checkpoints[6] / "state.json")  # neither the newest nor the best, so it is not read
     assert find_checkpoint(f"{run}@best").state.step == 3
-    set_best_step(checkpoints[10], best_step=9)
+    edit_state(checkpoints[10], best_step=9)
     assert find_checkpoint(f"{run}@best").state.step == 9
-    set_best_step(checkpoints[10], best_step=None)
+    edit_state(checkpoints[10], best_step=None)
     with pytest.raises(UserError, match="no best checkpoint"):
         find_checkpoint(f"{run}@best")
 
@@ -133,7 +128,7 @@ def test_if_no_state_can_be_read_the_best_checkpoint_is_refused_with_the_reason(
     paths = checkpoint_paths(run / "checkpoints")
     for path in paths:
         damage(path / "state.json")
-    with pytest.raises(UserError, match=re.escape(f"{paths[0]} is damaged: state.json cannot be read")):
+    with pytest.raises(UserError, match=re.escape(f"{paths[0]} is damaged: state.json")):
         find_checkpoint(f"{run}@best")
     listings = iter([paths, paths, []])  # the last one, in which the best step is looked up, finds them pruned
     monkeypatch.setattr(references, "checkpoint_paths", lambda directory: next(listings))
@@ -377,6 +372,32 @@ def test_an_export_may_write_into_an_existing_directory_without_files(
         ]
         assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
         load(folder.resolve())
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_an_export_that_was_killed_can_be_repeated(
+    run: Path, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed while its files were moved into the directory; the next one has fewer files."""
+    out, move, count = tmp_path / "out", Path.replace, itertools.count()
+    out.mkdir()
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(count) == moves:
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        export(run, out)
+    assert (out / "config.json").exists() is (moves >= 5)
+    if moves < 5:
+        export_hf(load(run)[0], None, out)
+        assert sorted(path.name for path in out.iterdir()) == [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+        ]
 
 
 def test_a_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:

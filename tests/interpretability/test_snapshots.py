@@ -1,9 +1,11 @@
 """Probe snapshots: correct numbers, complete files, and no influence on training."""
 
+import contextlib
 import errno
 import json
 import math
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,7 +236,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
     [
         ({"metadata": None}, "'snapshot' is missing"),
         ({"metadata": {"snapshot": "{"}}, "Expecting property name"),
-        ({"metadata": {"snapshot": "[]"}}, "list indices"),
+        ({"metadata": {"snapshot": "[]"}}, "keys"),
         ({"metadata": {"snapshot": "[" * 10**5}}, "recursion"),
         ({"facts": {"step": "12"}}, "step must be a whole number"),
         ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
@@ -259,15 +261,32 @@ def test_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path, change: dict[s
     write_probe(path, small_snapshot())
     tensors = safetensors.torch.load_file(path) | change.get("tensors", {})
     with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    metadata = change.get(
-        "metadata", {"snapshot": json.dumps(json.loads(metadata["snapshot"]) | change.get("facts", {}))}
-    )
+        facts = json.loads(file.metadata()["snapshot"])
+    del facts["sha256"]  # as in a file of an earlier version, so that the other checks are reached
+    metadata = change.get("metadata", {"snapshot": json.dumps(facts | change.get("facts", {}))})
     safetensors.torch.save_file(
         {name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata
     )
     with pytest.raises(UserError, match=rf"000012\.safetensors .*{message}"):
         read_probe(path)
+
+
+def test_a_damaged_snapshot_is_never_read_as_another_one(tmp_path: Path) -> None:
+    """Bits are flipped and bytes overwritten, in the header and in the tensors."""
+    path, draw = tmp_path / "000005.safetensors", random.Random(0)
+    write_probe(path, small_snapshot())
+    content, read = path.read_bytes(), 0
+    for _ in range(400):
+        altered, place = bytearray(content), draw.randrange(len(content))
+        if draw.random() < 0.5:
+            altered[place] ^= 1 << draw.randrange(8)
+        else:
+            altered[place : place + 4] = draw.randbytes(len(altered[place : place + 4]))
+        path.write_bytes(altered)
+        with contextlib.suppress(UserError):
+            read_probe(path)
+            read += altered != content
+    assert read == 0
 
 
 def test_a_snapshot_of_version_0_1_can_be_read() -> None:

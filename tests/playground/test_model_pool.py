@@ -13,6 +13,7 @@ from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.model_pool import CaptureCache, Catalog, LoadedModel, find_entry, size_in_bytes
 from glassgpt.utils.errors import UserError
+from kill_harness import edit_state
 from play_harness import GPT2_LIKE, serving, write_run
 
 
@@ -70,7 +71,7 @@ def test_pruned_and_replaced_checkpoints(tmp_path: Path) -> None:
         newest = served.client.answer("next", model=0, ids=[3])["logits"]
         other = write_run(tmp_path / "other", GPT2_LIKE, steps=(9,))
         shutil.rmtree(run.checkpoints / "000002")
-        shutil.copytree(other.checkpoints / "000009", run.checkpoints / "000002")
+        edit_state(shutil.copytree(other.checkpoints / "000009", run.checkpoints / "000002"), step=2)
         replaced = served.client.answer("next", model=0, ids=[3])["logits"]
         assert np.abs(replaced - newest).max() > 1e-3
         (run.checkpoints / "000002" / "model.safetensors").write_bytes(b"damaged")

@@ -1,13 +1,16 @@
 """Checkpoints: complete or absent, verified before use, and equal to the saved state."""
 
+import dataclasses
 import errno
 import hashlib
 import json
+import math
 import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -32,7 +35,7 @@ from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.threads import in_background
-from kill_harness import fast_training, tiny_config
+from kill_harness import edit_state, fast_training, tiny_config
 
 FILES = ["config.toml", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
 TOKENIZER = CharacterTokenizer("abcdefgh")
@@ -178,6 +181,36 @@ def flip_a_bit(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
+
+
+ODD_VALUES: list[Any] = [True, -1, 3.5, 10**18, 10**400, "x", [1], [[1.0]], [["a", "b"]], {"scale": -1.0}, math.inf]
+
+
+def test_values_that_a_state_cannot_have_are_damage(checkpoints: Path) -> None:
+    """Although the manifest has their sha256. Each key gets values of other types, sizes and shapes, or is missing."""
+    path, valid = checkpoints / "000003", {"recent": [[[1.0, 2.0]]], "val_loss": [3.5, -1, 10**18, math.inf]}
+    valid |= {"tokens_seen": [64], "data_fingerprint": ["x"], "best_val_loss": [3.5, -1, 10**18]}
+    valid["pending_evaluation"] = [{"scale": -1.0}]
+    original = dataclasses.asdict(open_checkpoint(path).state)
+    changes = [{key: value} for key in original for value in ODD_VALUES if value not in valid.get(key, [])]
+    for change in [*changes, {"unknown": 1}, {"step": 2}]:
+        edit_state(path, **{**original, **change})
+        with pytest.raises(UserError, match="000003 is damaged"):
+            open_checkpoint(path)
+    (path / "state.json").unlink()
+    with pytest.raises(UserError, match=r"state\.json"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "3", "[]", "{}", "[" * 10**5, "\x00", '{"sha256": []}', '{"sha256": {}}', '{"sha256": {"../x": "0"}}'],
+    ids=lambda content: content[:20],
+)
+def test_a_manifest_that_does_not_name_the_files_is_damage(checkpoints: Path, content: str) -> None:
+    (checkpoints / "000003" / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"000003 is damaged: manifest\.json"):
+        open_checkpoint(checkpoints / "000003")
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -713,6 +714,16 @@ def test_the_next_batch_is_read_ahead(text: Path) -> None:
         assert torch.equal(ahead[1].result(), torch.from_numpy(state.rows(state.step + 1)))
 
 
+def test_training_without_threads_writes_the_same_files(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of an account or a container may refuse them at any time."""
+    config = tiny_config(text, steps=6, eval_every=3, checkpoint_every=2)
+    expected = run_of(config, tmp_path / "expected")
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    assert differences(run_of(config, tmp_path / "run"), expected) == []
+
+
 def test_training_works_outside_the_main_thread(tmp_path: Path, text: Path) -> None:
     """Python allows signal handlers only in the main thread, but a notebook may train in another one."""
     done = []
@@ -845,7 +856,7 @@ def test_a_removed_run_stops_and_writes_nothing_into_its_replacement(tmp_path: P
                 run.mkdir()
                 (run / "config.toml").write_text("another run's")
 
-    with pytest.raises(UserError, match=r"run was removed"):
+    with pytest.raises(UserError, match="removed"):
         train(tiny_config(text, checkpoint_every=0, eval_every=0), run, progress=Removing())
     assert [path.name for path in run.iterdir()] == ["config.toml"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.data.prepare import prepare
+from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.model.gpt import GPT
@@ -31,7 +31,7 @@ from glassgpt.training import setup
 from glassgpt.training.interrupts import NOTICE
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
-from glassgpt.utils.device import find_precision
+from glassgpt.utils.device import describe_environment, find_precision
 from glassgpt.utils.errors import UserError, program
 from kill_harness import SENTENCE, Quiet, differences, fast_training, records_of, tiny_config, write_text
 
@@ -491,13 +491,39 @@ def test_a_setting_that_changes_the_results_is_refused_on_resume(
     [SENTENCE * 50, SENTENCE * 50 + "λ", "the\n" * 900],
     ids=["same characters", "more characters", "fewer characters"],
 )
-def test_a_changed_text_is_refused_and_the_run_is_unchanged(tmp_path: Path, text: Path, other: str) -> None:
+def test_a_changed_text_without_its_dataset_is_refused_and_the_run_is_unchanged(
+    tmp_path: Path, text: Path, other: str
+) -> None:
     run = crash(tiny_config(text), tmp_path / "run", 7)
     before = contents(run)
     text.write_text(other, encoding="utf-8")
+    shutil.rmtree(find_prepared(tiny_config(text).data, None)[0])
     with pytest.raises(UserError, match="the text has changed since this run began"):
         resume(run, progress=Quiet())
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_a_run_uses_the_dataset_that_it_began_with(tmp_path: Path, is_mixture: bool) -> None:
+    """Texts are added, changed and removed next to the run, whose own files are no text either."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_text(folder / f"{name}.txt", seed=ord(name))
+    data = {"mixture": {str(folder): 1.0, str(folder / "a.txt"): 1.0}} if is_mixture else {}
+    config = tiny_config(folder, data=data)
+    expected = train_uninterrupted(config, tmp_path / "uninterrupted")
+    run = crash(config, folder / "runs" / "run", 5)
+    with pytest.raises(CrashError):
+        resume(run, progress=CrashAt(7))  # nothing has changed
+    write_text(folder / "more.txt")
+    (folder / "b.txt").unlink()
+    (folder / "c.txt").write_text("λ")
+    progress = Quiet()
+    resume(run, progress=progress)
+    assert sum(str(folder) in message and "has changed" in message for message in progress.messages) == 1
+    assert differences(run, expected) == []
+    assert evaluate(run)["loss"] == evaluate(expected)["loss"]
 
 
 def test_the_same_text_in_a_newer_file_is_accepted(tmp_path: Path, text: Path) -> None:
@@ -533,16 +559,43 @@ def test_the_number_of_threads_is_recorded_and_restored(tmp_path: Path, text: Pa
     assert not [message for message in progress.messages if "warning" in message]
 
 
-def test_a_changed_environment_gives_a_warning(tmp_path: Path, text: Path) -> None:
-    run = crash(tiny_config(text), tmp_path / "run", 7)
-    environment = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "cpu": "an abacus"}))
-    progress = Quiet()
+def test_a_changed_environment_gives_a_warning(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe_another(device: torch.device, precision: str) -> dict[str, Any]:
+        return {**describe_environment(device, precision), "torch": "9.0", "cpu": "an abacus"}
+
+    run, progress = crash(tiny_config(text), tmp_path / "run", 7), Quiet()
+    monkeypatch.setattr(setup, "describe_environment", describe_another)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # changes nothing, as the number of threads is restored
     resume(run, progress=progress)
     (warning,) = [message for message in progress.messages if "warning" in message]
-    assert f"torch was 1.0, is {environment['torch']}" in warning
-    assert "cpu was an abacus" in warning
-    assert "precision" not in warning
+    assert f"torch was {torch.__version__}, is 9.0" in warning
+    assert "is an abacus" in warning
+    assert "MKL_CBWR=COMPATIBLE" in warning
+    assert not re.search("precision|run_id|OMP_NUM", warning)
+
+
+@pytest.mark.parametrize("threads", [2, 0, -1, None, "1", 10**6])
+def test_an_edited_environment_is_restored_from_the_checkpoint(tmp_path: Path, text: Path, threads: object) -> None:
+    config = tiny_config(text, sample={"count": 0}, probe={"tokens": 0})
+    run, progress = crash(config, tmp_path / "run", 7), ThreadCounter()
+    original = (run / "environment.json").read_text()
+    (run / "environment.json").write_text(json.dumps({**json.loads(original), "threads": threads}))
+    resume(run, progress=progress)
+    assert progress.threads == {1}
+    (warning,) = [message for message in progress.messages if "warning" in message]
+    assert "environment.json" in warning
+    assert "threads" in warning
+    assert (run / "environment.json").read_text() == original
+
+
+@pytest.mark.parametrize("threads", [0, -1, None, "1", 10**6, 1.5, True])
+def test_an_impossible_environment_is_refused_without_a_checkpoint(tmp_path: Path, text: Path, threads: object) -> None:
+    run = crash(tiny_config(text, eval_every=0, checkpoint_every=0, sample={"count": 0}), tmp_path / "run", 2)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "threads": threads}))
+    with pytest.raises(UserError, match=r"environment\.json is damaged: threads"):
+        resume(run, progress=Quiet())
 
 
 def test_a_resumed_run_keeps_the_precision_that_auto_chose(
@@ -561,7 +614,7 @@ def test_a_resumed_run_keeps_the_precision_that_auto_chose(
 
 
 def test_a_device_that_lacks_the_precision_of_the_run_is_refused(tmp_path: Path, text: Path) -> None:
-    run = crash(tiny_config(text), tmp_path / "run", 7)
+    run = crash(tiny_config(text, eval_every=0, checkpoint_every=0), tmp_path / "run", 2)  # no checkpoint has a copy
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "precision": "tf32"}))
     before = contents(run)

@@ -3,6 +3,9 @@
 import errno
 import hashlib
 import os
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from glassgpt.utils.files import (
     atomic_directory,
     explain_os_errors,
     remove_partials,
+    require_writable,
     sha256_of,
     write_atomic,
 )
@@ -264,10 +268,43 @@ def test_errors_that_a_user_can_fix_are_explained(number: int, reason: str) -> N
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_other_errors_are_raised_unchanged() -> None:
-    with pytest.raises(OSError, match="disk is broken") as caught, explain_os_errors("write", Path("file")):
-        raise OSError(errno.EIO, "the disk is broken")
-    assert not isinstance(caught.value, UserError)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ELOOP, errno.EBUSY])
+def test_every_error_of_the_operating_system_names_the_file(number: int) -> None:
+    with pytest.raises(UserError, match="some/file"), explain_os_errors("read", Path("some/file")):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("error", [OSError("no number"), BrokenPipeError(errno.EPIPE, "pipe"), ValueError("value")])
+def test_other_errors_are_raised_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explain_os_errors("write", Path("file")):
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    wrong = [tmp_path / name for name in ("folder", "pipe", "old/x", "x" * 300)]
+    wrong += [path for path in map(Path, ("/proc/x", "/dev/full", "/sys/x")) if path.parent.exists()]
+    for path in wrong:
+        with pytest.raises(UserError, match=re.escape(str(UserError(path)))):
+            require_writable(path)
+    for path in (tmp_path / "old", tmp_path / "new/x", Path(os.devnull)):
+        require_writable(path)
+    assert (tmp_path / "old").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "new", "old", "pipe"]
+
+
+def test_a_pipe_with_a_reader_can_be_written_after_the_check(tmp_path: Path) -> None:
+    """The check does not end the reader's input."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as cat:
+        code = "import sys, pathlib, glassgpt.utils.files as f; path = pathlib.Path(sys.argv[1]); "
+        code += "f.require_writable(path); f.write_atomic(path, 'text')"
+        while subprocess.run([sys.executable, "-c", code, tmp_path / "pipe"], stderr=subprocess.DEVNULL).returncode:
+            assert cat.poll() is None  # it has not opened the pipe yet
+        assert cat.communicate()[0] == b"text"
 
 
 def test_a_pipe_is_written_to_directly(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
 from glassgpt.cli.options import Command, File, Flag, default, gives, require_json, say, say_aside, write_json
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
+from glassgpt.config.validation import Length, PositiveCount, between
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import decoded, user_path
 
@@ -33,7 +34,7 @@ class Prepare(TextConfig, Command):
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
     out: Annotated[Path | None, default("in the cache")] = None  # Directory of the prepared dataset.
     # Processes that share the work; the result does not depend on it.
-    workers: Annotated[int | None, default("one per core")] = None
+    workers: Annotated[int | None, between(1, 4096), default("one per core")] = None
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
@@ -50,8 +51,6 @@ class Prepare(TextConfig, Command):
         return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TextConfig)})
 
     def run(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers must be at least 1, got {self.workers}")
         from glassgpt.data.dataset import open_dataset
         from glassgpt.data.prepare import prepare
 
@@ -76,11 +75,11 @@ class TrainTokenizer(Command):
     # A registered name (python-docs, shakespeare), a text file, or a folder of them.
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     # Vocabulary size: 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2.
-    vocab_size: int
+    vocab_size: Length[int]
     # File to write, for --data.tokenizer and for Hugging Face's tokenizers library.
     out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
     # Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer.
-    max_bytes: int = 200_000_000
+    max_bytes: PositiveCount[int] = 200_000_000
     reading: Reading = field(default_factory=ReadingConfig)
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from glassgpt.cli.options import Command, File, Flag, Reference, default, require_json, say, say_aside, write_json
+from glassgpt.config.validation import Length, PositiveCount
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import ProgressLine, one_line
 
@@ -28,11 +29,11 @@ class Evaluate(Command):
     errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
     # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
     skip_bad: Annotated[Flag, default("the run's")] = False
-    context_length: Annotated[int | None, default("the model's")] = None  # Tokens per window of text.
+    context_length: Annotated[Length[int | None], default("the model's")] = None  # Tokens per window of text.
     hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.
     # HellaSwag's items as a .jsonl file.
     hellaswag_file: Annotated[Path | None, default("downloaded once", "FILE")] = None
-    hellaswag_items: Annotated[int | None, default("all")] = None  # Number of items to evaluate.
+    hellaswag_items: Annotated[PositiveCount[int | None], default("all")] = None  # Number of items to evaluate.
     json: File = None  # Also write the figures to this file, by position in the context and by document.
     token_losses: Flag = False  # With --json: also write the id and the loss of every predicted token.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
 from glassgpt.cli.evaluate import Bench, Evaluate
 from glassgpt.cli.models import Export, Generate, Info, Play, Report
-from glassgpt.cli.options import Command, gives
+from glassgpt.cli.options import Command, as_typed, gives
 from glassgpt.cli.train import Plan, Recipes, Resume, Train
-from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
+from glassgpt.utils.errors import NO_THREADS, RankError, UserError, did_you_mean, is_out_of_memory, is_out_of_threads
+from glassgpt.utils.files import os_error_reason
+from glassgpt.utils.launcher import launcher_number
 from glassgpt.utils.openmp import limit_spinning
 
 ABOUT = "Train GPT-2-class language models from any text, and generate with them."
@@ -41,16 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         # Of the same error on all processes of torchrun, one per host prints it.
         is_printed = isinstance(error, RankError) or os.environ.get("LOCAL_RANK", "0") == "0"
-        return _fail(str(error)) if is_printed else 2
+        return _fail(as_typed(error, given)) if is_printed else 2
     except KeyboardInterrupt:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # the reader of a pipe is gone (`| head`), or standard output goes to a full disk
+    except OSError as error:
+        if error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM):
+            where = f"{error.filename}: " if error.filename is not None else ""
+            return _fail(f"{where}{os_error_reason(error)}")
+        # Otherwise the reader of a pipe is gone (`| head`), or standard output goes to a full disk.
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
         return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
     except (MemoryError, RuntimeError) as error:
+        if is_out_of_threads(error):
+            return _fail(NO_THREADS)
         if not is_out_of_memory(error):
             raise
         advice = "use a lower --micro-batch-size (also with --resume) or a smaller model"
@@ -62,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"glassgpt {importlib.metadata.version('glassgpt')}")
         return 0
-    if arguments[:1] != ["train"] and arguments and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if arguments[:1] != ["train"] and arguments and launcher_number("WORLD_SIZE", 1) > 1:
         raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
     for words in (1, 2):
         name = " ".join(arguments[:words])
@@ -87,7 +95,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(text: str) -> int:
-    print(f"glassgpt: error: {text}", file=sys.stderr)
+    print(f"glassgpt: error: {UserError(text)}", file=sys.stderr)
     return 2
 
 

@@ -14,8 +14,9 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from glassgpt.cli.options import REFERENCE_HELP, Command, File, Flag, Reference, default
 from glassgpt.config.schema import SamplingConfig
+from glassgpt.config.validation import Seed, Size, between
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import decoded, readable
+from glassgpt.utils.files import decoded, read_file, readable
 
 
 class Generate(Command):
@@ -29,8 +30,8 @@ class Generate(Command):
     greedy: Flag = False  # Always take the most likely token: the same as --temperature 0.
     # Stop before this text; may be given several times.
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
-    n: int = 1  # Number of samples, generated in one batch.
-    seed: int = 1337  # Seed of the random draws.
+    n: Size[int] = 1  # Number of samples, generated in one batch.
+    seed: Seed[int] = 1337  # Seed of the random draws.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
     # Precision of weights and arithmetic; auto is bfloat16 on GPUs that have it, otherwise float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -67,7 +68,7 @@ class Generate(Command):
             raise UserError("--prompt and --prompt-file cannot be combined; use one of them")
         if self.prompt_file is not None:
             with readable(self.prompt_file):
-                return decoded(self.prompt_file.read_bytes(), str(self.prompt_file))
+                return decoded(read_file(self.prompt_file), str(self.prompt_file))
         if self.prompt == "-":
             return decoded(_standard_input(), "standard input")
         if self.prompt is None:
@@ -99,16 +100,17 @@ def _standard_input() -> bytes:
 class Play(Command):
     """Open a page that shows what models compute and how runs learn. Without REF, it shows all runs in ./runs."""
 
-    references: Annotated[Positional[tuple[str, ...]], arg(metavar="[REF ...]", help=REFERENCE_HELP)] = ()
-    port: Annotated[int | None, default("7860, or the next free one", "N")] = None  # Port to listen on.
+    references: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[REF ...]", help=REFERENCE_HELP, help_behavior_hint="")
+    ] = ()
+    # Port to listen on.
+    port: Annotated[int | None, between(1, 65535), default("7860, or the next free one", "N")] = None
     # Name or address to listen on, so that other machines can connect with the token. 0.0.0.0 is any address.
     host: Annotated[str | None, default("this machine only", "H")] = None
     no_browser: Flag = False  # Do not open a browser.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
     def run(self) -> None:
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise UserError(f"--port must be from 1 to 65535, got {self.port}")
         from glassgpt.playground import server
         from glassgpt.utils.device import find_device
 

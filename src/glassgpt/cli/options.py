@@ -6,22 +6,25 @@ import inspect
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
 
 # Private in tyro 1.0: parse errors as objects rather than as a printed box, and the rule for dataclasses.
 from tyro import _errors as parse_errors
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.config.validation import check_ranges
+from glassgpt.utils.errors import SettingError, UserError, did_you_mean, shown
 
 Options = TypeVar("Options")
 say = functools.partial(print, flush=True)  # on standard output at once
@@ -46,6 +49,8 @@ class Command(ABC):
     The docstring of the class is the help of the command; its first line is also the command's row in the overview.
     """
 
+    hidden: ClassVar[Collection[str]] = ()  # options that are valid, but have no effect: the help leaves them out
+
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
@@ -69,29 +74,48 @@ def parse_options(
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
-    registry.struct_rule(_documented)
+    hidden: Collection[str] = ()
+    if {"-h", "--help"} & set(arguments):
+        hidden = getattr(options, "hidden", ())
+        print(_wrapped(inspect.getdoc(options) or ""), end="\n\n")  # tyro does not wrap lines
+    registry.struct_rule(functools.partial(_documented, hidden))
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
+        error = getattr(sys.exception(), "__context__", None)
+        if isinstance(error, UserError):  # of a config, raised by its own check
+            raise error from None
         raise UserError(f"{_message(event, options, hint)} ({program} --help)")
 
     with parse_errors.on_parse_error(refuse):
-        return tyro.cli(
+        command = tyro.cli(
             options,
             prog=program,
-            description=inspect.getdoc(options),
+            description="",
             args=arguments,
             default=tyro.MISSING_NONPROP if base is None else base,
             registry=registry,
         )
+    check_ranges(command)
+    return command
 
 
-def _documented(info: StructTypeInfo) -> Any:
+def _wrapped(text: str) -> str:
+    """Paragraphs as wide as the terminal."""
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(textwrap.fill(paragraph, width, break_on_hyphens=False) for paragraph in text.split("\n\n"))
+
+
+def _documented(hidden: Collection[str], info: StructTypeInfo) -> Any:
     """A dataclass whose comments are the help of its options. tyro finds comments too, but takes 0.1 s for train."""
     spec = dataclass_rule(info)
     if spec is None:
         return None
     texts = help_texts(info.type)
     fields = [dataclasses.replace(field, helptext=texts.get(field.name)) for field in spec.fields]
+    for index, field in enumerate(fields):
+        if field.name in hidden:
+            suppressed: Any = Annotated[field.type, Suppress]
+            fields[index] = dataclasses.replace(field, type=suppressed)
     return dataclasses.replace(spec, fields=tuple(fields))
 
 
@@ -143,8 +167,8 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
         first = unexpected[0]
         if first.startswith("-"):
             nearest = did_you_mean(first.partition("=")[0], _option_names(options))
-            return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
-        return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
+            return f"unknown option {shown(first)}{nearest or (f'; {hint}' if hint else '')}"
+        return f"unexpected argument {shown(first)}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
         missing = event.missing_arguments[0].arg
         name = missing.lowered.metavar if missing.is_positional() else missing.display_name()
@@ -154,31 +178,34 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     name = f"{argument.display_name()}: " if argument is not None else ""
     if isinstance(event, parse_errors.InvalidChoice):
         nearest = did_you_mean(event.value, event.choices)
-        return f"{name}must be one of {', '.join(map(repr, event.choices))}, got {event.value!r}{nearest}"
+        return f"{name}must be one of {', '.join(map(repr, event.choices))}, got {shown(event.value)}{nearest}"
     if isinstance(event, parse_errors.BadValue):
-        return f"{name}a value is missing" if event.offending_value is None else f"{name}takes no value"
+        no_value = "a value is missing (one that begins with - needs an equals sign, as in --prompt=-x)"
+        return f"{name}{no_value if event.offending_value is None else 'takes no value'}"
     return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
 
 
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Numbers with a readable error, and text whose default is shown with visible line breaks."""
+    """Numbers and paths with a readable error, and text whose default is shown with visible line breaks."""
     kind = info.type
-    names = {int: ("a whole number", "N"), float: ("a number", "X"), str: ("text", "TEXT")}
+    names = {int: ("a whole number", "N"), float: ("a number", "X"), str: ("text", "TEXT"), Path: ("a path", "PATH")}
     if kind not in names:
         return None
     name, metavar = names[kind]
 
     def read(texts: list[str]) -> Any:
         try:
-            return kind(texts[0])
+            if kind is not Path or texts[0]:  # an empty path would be the current directory
+                return kind(texts[0])
         except ValueError:
-            raise ValueError(f"must be {name}, got {texts[0]!r}") from None
+            pass
+        raise ValueError(f"must be {name}, got {shown(texts[0])}")
 
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
         instance_from_str=read,
-        is_instance=lambda value: type(value) is kind,
+        is_instance=lambda value: isinstance(value, kind) if kind is Path else type(value) is kind,
         str_from_instance=lambda value: [_shown(str(value))],
     )
 
@@ -233,7 +260,7 @@ def _weight(text: str) -> tuple[str, float]:
     try:
         return name or text, float(weight if name else "")
     except ValueError:
-        raise ValueError(f"must be SOURCE=WEIGHT, such as my.txt=0.3, got {text!r}") from None
+        raise ValueError(f"must be SOURCE=WEIGHT, such as my.txt=0.3, got {shown(text)}") from None
 
 
 def option_of(argument: str) -> str:
@@ -244,6 +271,20 @@ def option_of(argument: str) -> str:
 def gives(arguments: Sequence[str], option: str) -> bool:
     """Whether an option is given on the command line, with dashes or underscores."""
     return option in map(option_of, arguments)
+
+
+def as_typed(error: UserError, arguments: Sequence[str]) -> str:
+    """The text of an error. It names the option that was typed, instead of the setting: `--tokenizer`."""
+    text = str(error)
+    if isinstance(error, SettingError):
+        name = error.setting.replace("_", "-")
+        short = "--data" if name == "data.source" else f"--{name.rpartition('.')[2]}"
+        typed = next((option for option in (f"--{name}", short) if gives(arguments, option)), error.setting)
+        text = typed + text.removeprefix(error.setting)
+    for argument in arguments:
+        if "\n" in argument:  # such as a file's name
+            text = text.replace(str(UserError(argument)), repr(argument)[1:-1])
+    return text
 
 
 def is_main_process() -> bool:
@@ -258,20 +299,20 @@ def say_aside(line: str) -> None:
 
 def require_json(path: Path | None) -> None:
     """Raise `UserError` if figures cannot be written to this file, or would replace another one. Makes its folder."""
-    from glassgpt.utils.files import explain_os_errors
+    from glassgpt.utils.files import open_regular, readable, require_writable
 
     if path is None:
         return
-    with explain_os_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with readable(path):
         if path.is_dir():
             raise UserError(f"--json {path} is a directory; name a file")
-        # Reading a pipe or a terminal would wait for input that never comes.
-        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
-            raise UserError(f"--json {path} exists and is not JSON; name another file")
-        siblings = ("manifest.json", "config.toml", "config.json")
-        if path.is_file() and any((path.parent / name).is_file() for name in siblings):
-            raise UserError(f"--json {path} belongs to a dataset, a run or a model; name another file")
+        if path.is_file():  # reading a pipe or a terminal would wait for input that never comes
+            with open_regular(path) as file:
+                if file.read(1) not in (b"", b"{"):
+                    raise UserError(f"--json {path} exists and is not JSON; name another file")
+            if any((path.parent / name).is_file() for name in ("manifest.json", "config.toml", "config.json")):
+                raise UserError(f"--json {path} belongs to a dataset, a run or a model; name another file")
+    require_writable(path)
 
 
 def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:

@@ -14,8 +14,10 @@ from tyro.conf import Positional, arg
 from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import NUMERICS_SETTINGS, TYPICAL_VOCAB_SIZES, ExecutionConfig, TrainConfig
+from glassgpt.config.validation import PositiveCount, Size
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.launcher import launcher_number
 
 SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
 SHORT_FORMS["--data"] = "--data.source"
@@ -87,7 +89,8 @@ class Plan(RecipeCommand):
     b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
     """
 
-    gpus: int = 1  # Number of GPUs that train together.
+    hidden = ("out", "overwrite", "resume", "force", "log")
+    gpus: Size[int] = 1  # Number of GPUs that train together.
 
     def run(self) -> None:
         if self.resume is not None:
@@ -106,7 +109,7 @@ class Resume(Command):
     """
 
     resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]  # Directory of the run to resume.
-    steps: Annotated[int | None, default("as before")] = None  # Number of optimizer updates at the end.
+    steps: Annotated[PositiveCount[int | None], default("as before")] = None  # Number of optimizer updates at the end.
     force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[ExecutionConfig, arg(name="")]
 
@@ -153,9 +156,9 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
     from glassgpt.planning.memory import check_memory
     from glassgpt.utils.device import find_device, find_precision
 
-    device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
+    device, processes = find_device(config.device), launcher_number("WORLD_SIZE", 1)
     if device.type == "cuda" and processes > 1:
-        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        device = find_device(f"cuda:{launcher_number('LOCAL_RANK')}")
     problem = check_memory(config, processes, device, find_precision(config.precision, device))
     if problem is not None and not force:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
@@ -164,10 +167,10 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
 
 
 def _expand_short_forms(arguments: Sequence[str]) -> list[str]:
-    """Replace `--data` by `--data.source`, and so on. Raises `UserError` if both forms are given."""
+    """Replace `--data` by `--data.source`, and so on. Raises `UserError` if one is given twice."""
     for short, long in SHORT_FORMS.items():
-        if gives(arguments, short) and (gives(arguments, long) or gives(arguments, long.replace(".", ".no-"))):
-            raise UserError(f"{short} and {long} are the same: give one of them")
+        if sum(option_of(argument) in (short, long, long.replace(".", ".no-")) for argument in arguments) > 1:
+            raise UserError(f"{short} and {long} are the same: give one of them, once")
     expanded = []
     for argument in arguments:
         option = option_of(argument)

@@ -5,8 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, StrictConfig
+from glassgpt.config.validation import BelowOne, Count, Length, Positive, Size, StrictConfig, above, between
 from glassgpt.utils.errors import UserError
+
+MOST_WIDTH = 2**24  # of all heads together, so that no matrix has more bytes than 64-bit integers can count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +20,23 @@ class ModelConfig(StrictConfig):
     an override cannot leave a stale value.
     """
 
-    vocab_size: AtLeast1[int | None] = None  # Number of token ids; none: the tokenizer's.
+    vocab_size: Length[int | None] = None  # Number of token ids; none: the tokenizer's.
     # Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability.
-    vocab_multiple: AtLeast1[int] = 1
-    context_length: AtLeast1[int] = 1024  # Longest sequence in training, in tokens.
-    n_layer: AtLeast1[int] = 12  # Number of blocks.
-    n_head: AtLeast1[int] = 12  # Attention heads per block.
+    vocab_multiple: Length[int] = 1
+    context_length: Length[int] = 1024  # Longest sequence in training, in tokens.
+    n_layer: Annotated[int, between(1, 4096)] = 12  # Number of blocks.
+    n_head: Size[int] = 12  # Attention heads per block.
     # Key and value heads per block, each shared by n_head / n_kv_head query heads; none: n_head.
-    n_kv_head: int | None = None
-    head_dim: AtLeast1[int | None] = None  # Width of a head; none: n_embd / n_head.
-    n_embd: AtLeast1[int] = 768  # Width of the residual stream.
+    n_kv_head: Count[int | None] = None
+    head_dim: Size[int | None] = None  # Width of a head; none: n_embd / n_head.
+    n_embd: Size[int] = 768  # Width of the residual stream.
     # Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none.
     position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
     # Base of the rotary angles; a larger base rotates more slowly.
-    rope_base: Annotated[float, Range("above 1", lambda value: value > 1)] = 10000.0
+    rope_base: Annotated[float, above(1, 10**15)] = 10000.0
     # Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens.
-    window: int | None = None
-    window_globals: AtLeast0[int] = 0  # The first N tokens of a text, which windowed layers always see.
+    window: Count[int | None] = None
+    window_globals: Count[int] = 0  # The first N tokens of a text, which windowed layers always see.
     # One letter per layer, repeated as needed: S for a sliding window, L for the whole text (SSSL: every fourth).
     window_pattern: str = "S"
     # Normalisation before attention, before the feed-forward block and before the head.
@@ -47,7 +49,7 @@ class ModelConfig(StrictConfig):
     # Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix.
     activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
     # Width of the feed-forward block; none: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8.
-    n_inner: AtLeast1[int | None] = None
+    n_inner: Length[int | None] = None
     bias: bool = True  # Biases in linear layers.
     # Initial projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero.
     residual_init: Literal["scaled", "zero"] = "scaled"
@@ -66,11 +68,13 @@ class ModelConfig(StrictConfig):
         else:
             self.require("norm_bias", not self.norm_bias, "false unless norm = 'layernorm'")
         if self.head_dim is None:
-            valid = f"a divisor of model.n_embd = {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
+            valid = f"a divisor of model.n_embd = {self.n_embd}: {nearest_divisors(self.n_embd, self.n_head)}"
             self.require("n_head", self.n_embd % self.n_head == 0, f"{valid} (or set head_dim)")
         if self.n_kv_head is not None:
-            valid = f"a divisor of model.n_head = {self.n_head}: {_nearest_divisors(self.n_head, self.n_kv_head)}"
+            valid = f"a divisor of model.n_head = {self.n_head}: {nearest_divisors(self.n_head, self.n_kv_head)}"
             self.require("n_kv_head", self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0, valid)
+        width = self.n_head * self.resolved_head_dim
+        self.require("head_dim", width <= MOST_WIDTH, f"such that n_head x head_dim is at most {MOST_WIDTH:,}")
         if self.position == "rope" and self.resolved_head_dim % 2:
             width = self.resolved_head_dim
             raise UserError(f"rope needs an even head width, got {width}; change model.n_head or model.head_dim")
@@ -138,7 +142,8 @@ class ModelConfig(StrictConfig):
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
 
 
-def _nearest_divisors(number: int, wanted: int) -> str:
+def nearest_divisors(number: int, wanted: int) -> str:
     """The three divisors of a number that are nearest to the wanted one."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
     return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))

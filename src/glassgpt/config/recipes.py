@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import decoded, readable
+from glassgpt.utils.errors import UserError, did_you_mean, shown
+from glassgpt.utils.files import decoded, read_file, readable
 
 RECIPES = resources.files(__package__) / "recipes"
 
@@ -24,13 +24,13 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix == ".toml":
         with readable(name):
-            return decoded(path.read_bytes(), name)
+            return decoded(read_file(path), name).removeprefix("\ufeff")  # as Windows editors write it
     if (path / "config.toml").is_file():
         raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
     if path.exists():
         raise UserError(f"{name} is not a recipe; to train on its text: glassgpt train --data {shlex.quote(name)}")
     nearest = did_you_mean(name, recipe_names())
-    raise UserError(f"unknown recipe {name!r}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")
+    raise UserError(f"unknown recipe {shown(name)}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

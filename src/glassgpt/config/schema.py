@@ -11,9 +11,24 @@ from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 
-from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, Share, StrictConfig, flatten
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.config.model import ModelConfig, nearest_divisors
+from glassgpt.config.validation import (
+    BelowOne,
+    Count,
+    Length,
+    Name,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Range,
+    Seed,
+    Share,
+    StrictConfig,
+    above,
+    between,
+    flatten,
+)
+from glassgpt.utils.errors import UserError, did_you_mean, shown
 from glassgpt.utils.files import parse_toml
 
 # Tokenizers with vocabulary sizes before they exist; for characters a guess: Shakespeare has 65, source code hundreds.
@@ -36,16 +51,17 @@ class ReadingConfig:
 class TextConfig(ReadingConfig):
     """How one text becomes a prepared dataset. Checked as part of a `DataConfig`."""
 
-    source: str  # A registered name, a file, a folder or pattern of files, or a dataset of the Hugging Face hub.
+    source: Name[str]  # A registered name, a file, a folder or pattern of files, or a dataset of the Hugging Face hub.
     # How text becomes token ids: characters, bytes, gpt2, or the path of a tokenizer's .json file.
-    tokenizer: str = "characters"
+    tokenizer: Name[str] = "characters"
     # What is kept for validation: a fraction of the documents, or the first shard.
     validation: Literal["fraction", "first_shard"] = "fraction"
     # Share of the documents for validation, evenly spaced; for a single document, its end.
     validation_fraction: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] = 0.1
-    validation_source: str | None = None  # Another source for validation; training then uses all of the first one.
+    # Another source for validation; training then uses all of the first one.
+    validation_source: Name[str | None] = None
     deduplicate: bool = False  # Leave out documents whose text occurred before.
-    shard_tokens: AtLeast1[int] = 100_000_000  # Largest number of tokens in a file of the dataset.
+    shard_tokens: PositiveCount[int] = 100_000_000  # Largest number of tokens in a file of the dataset.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +70,7 @@ class DataConfig(TextConfig, StrictConfig):
 
     # A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder or pattern of files, a prepared
     # dataset (which brings its own tokenizer), or a dataset of the Hugging Face hub (owner/name:subset).
-    source: str = "python-docs"
+    source: Name[str] = "python-docs"
     # Several sources with their weights, instead of `source`. Each one keeps its own part for validation.
     mixture: dict[str, float] = field(default_factory=dict)
     # Order of the training windows: each once per epoch in shuffled order, in the text's order, or drawn at random.
@@ -70,14 +86,16 @@ class DataConfig(TextConfig, StrictConfig):
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
         self.require("tokenizer", known, valid, hint=did_you_mean(self.tokenizer, TOKENIZERS))
-        self.require("mixture", all(weight > 0 for weight in self.mixture.values()), "sources with weights above 0")
+        weights = self.mixture.values()
+        self.require("mixture", "\0" not in "".join(self.mixture), "sources without NUL characters")
+        self.require("mixture", all(0 < w <= 1e15 for w in weights), "sources with weights above 0 and at most 1e15")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
         if self.validation_source is not None and self.validation != "fraction":
             raise UserError("data.validation = 'first_shard' and data.validation_source exclude each other")
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, ValueError):
             self.require("encoding", False, "a known encoding, such as 'utf-8', 'latin-1' or 'cp1252'")
 
 
@@ -91,27 +109,27 @@ class OptimConfig(StrictConfig):
     # Decay after warmup, down to min_lr_ratio x lr at the last step.
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     # Final learning rate as a share of the peak.
-    min_lr_ratio: Annotated[float, Range("from 0 to 1", lambda value: 0 <= value <= 1)] = 0.1
-    warmup_steps: AtLeast0[int] = 0  # Steps of linear warmup.
+    min_lr_ratio: Annotated[float, between(0, 1)] = 0.1
+    warmup_steps: Count[int] = 0  # Steps of linear warmup.
     beta1: BelowOne[float] = 0.9  # Decay of the gradient's running mean in AdamW.
     beta2: BelowOne[float] = 0.95  # Decay of the squared gradient's running mean in AdamW.
     eps: Positive[float] = 1e-8  # Added to the denominator of AdamW's update.
     momentum: BelowOne[float] = 0.95  # Decay of the gradient's running mean in Muon.
-    weight_decay: AtLeast0[float] = 0.1  # Decoupled weight decay, on matrices only.
-    grad_clip: AtLeast0[float] = 1.0  # Largest global gradient norm; 0 disables clipping.
+    weight_decay: NotNegative[float] = 0.1  # Decoupled weight decay, on matrices only.
+    grad_clip: NotNegative[float] = 1.0  # Largest global gradient norm; 0 disables clipping.
     # Skip an update whose loss or gradient norm is more than this many standard deviations above the mean of the last
     # 128 steps; 0 disables it.
-    skip_outliers: AtLeast0[float] = 0.0
+    skip_outliers: NotNegative[float] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(StrictConfig):
     """How tokens are drawn from a model's predictions."""
 
-    max_new_tokens: AtLeast1[int] = 256  # Tokens per sample.
+    max_new_tokens: PositiveCount[int] = 256  # Tokens per sample.
     # Divides the logits: below 1 is safer, above 1 more varied, 0 always takes the most likely token.
-    temperature: AtLeast0[float] = 0.8
-    top_k: AtLeast1[int | None] = None  # Keep only the k most likely tokens.
+    temperature: NotNegative[float] = 0.8
+    top_k: PositiveCount[int | None] = None  # Keep only the k most likely tokens.
     top_p: Share[float | None] = None  # Keep the most likely tokens that together have this probability.
     min_p: Share[float | None] = None  # Keep tokens that are at least this share as likely as the most likely one.
 
@@ -122,7 +140,7 @@ class SampleConfig(SamplingConfig):
 
     # Text that the samples continue; none: the beginning of a document.
     prompt: Annotated[str | None, Range("at least one character", bool)] = None
-    count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
+    count: Annotated[int, between(0, 10_000)] = 2  # Samples per evaluation; 0 disables them.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +151,12 @@ class ProbeConfig(StrictConfig):
     prompts: list[str] = field(default_factory=list)
     # First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
     # GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB.
-    tokens: AtLeast0[int] = 32
-    every: AtLeast0[int] = 0  # Also take a snapshot every N steps, in addition to every evaluation; 0 disables it.
+    tokens: Count[int] = 32
+    every: Count[int] = 0  # Also take a snapshot every N steps, in addition to every evaluation; 0 disables it.
 
     def check(self) -> None:
-        self.require("prompts", "" not in self.prompts, "texts of at least one character")
+        is_valid = "" not in self.prompts and len(self.prompts) <= 1000
+        self.require("prompts", is_valid, "at most 1,000 texts of at least one character")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +171,18 @@ class NumericsConfig(StrictConfig):
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     # Model reference whose weights to start from; its shape then replaces [model], which may shorten the context.
-    init_from: str | None = None
-    steps: AtLeast1[int | None] = None  # Number of optimizer updates. Give this or epochs. Resuming may extend it.
-    epochs: Positive[float | None] = None  # Passes over the training tokens. Give this or steps.
+    init_from: Name[str | None] = None
+    steps: PositiveCount[int | None] = None  # Number of optimizer updates. Give this or epochs. Resuming may extend it.
+    epochs: Annotated[float | None, above(0, 10**6)] = None  # Passes over the training tokens. Give this or steps.
     # Tokens per update over all processes, a multiple of context_length x processes. Gradients are accumulated.
-    batch_tokens: AtLeast1[int] = 524288
+    batch_tokens: Length[int] = 524288
     # Start with updates of this many tokens, doubled until they reach batch_tokens. Needs steps.
-    batch_start: int | None = None
+    batch_start: Count[int | None] = None
     batch_warmup: Share[float] = 0.5  # Share of the steps with smaller updates, if batch_start is set.
     # Start with sequences of this many tokens, doubled until they reach context_length; updates keep their tokens.
-    context_start: int | None = None
+    context_start: Count[int | None] = None
     context_warmup: Share[float] = 0.5  # Share of the steps with shorter sequences, if context_start is set.
-    seed: AtLeast0[int] = 1337  # Seed of initialisation, batches, dropout and samples.
+    seed: Seed[int] = 1337  # Seed of initialisation, batches, dropout and samples.
     # Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs.
     # A resumed run keeps what these two chose when it began.
     precision: Literal["auto", "native", "float32", "tf32", "bfloat16", "float16"] = "auto"
@@ -179,8 +198,8 @@ class ExecutionConfig(StrictConfig):
 
     name: str = "run"  # Name of the run; its directory is runs/NAME unless another one is given.
     # Most sequences per forward pass. Lower it if memory runs out: it changes rounding and dropout's masks only.
-    micro_batch_size: AtLeast1[int] = 16
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
+    micro_batch_size: PositiveCount[int] = 16
+    device: Name[str] = "auto"  # auto, cpu, cuda, cuda:1, mps.
     # torch.compile; auto compiles on CUDA only (small models on a CPU lose more than they gain).
     compile: Literal["auto", "on", "off"] = "auto"
     compile_backend: str = "inductor"  # Backend of torch.compile.
@@ -196,15 +215,15 @@ class ExecutionConfig(StrictConfig):
     # the results of matrix products and attention.
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     # Steps between evaluations and samples; 0 evaluates only before the first and after the last step.
-    eval_every: AtLeast0[int] = 250
-    eval_tokens: AtLeast1[int | None] = None  # Validation tokens to evaluate on; none: the whole split.
+    eval_every: Count[int] = 250
+    eval_tokens: PositiveCount[int | None] = None  # Validation tokens to evaluate on; none: the whole split.
     # Steps between evaluations on HellaSwag, a multiple of eval_every; 0 disables them.
-    hellaswag_every: AtLeast0[int] = 0
-    hellaswag_items: AtLeast1[int] = 1000  # Items of HellaSwag to evaluate on; 10042 are all.
-    hellaswag_file: str | None = None  # HellaSwag's items as a .jsonl file; none: downloaded once.
+    hellaswag_every: Count[int] = 0
+    hellaswag_items: PositiveCount[int] = 1000  # Items of HellaSwag to evaluate on; 10042 are all.
+    hellaswag_file: Name[str | None] = None  # HellaSwag's items as a .jsonl file; none: downloaded once.
     # Steps between checkpoints; 0 saves only at the last step and at each new best validation loss.
-    checkpoint_every: AtLeast0[int] = 250
-    keep_checkpoints: AtLeast1[int] = 2  # Checkpoints to keep besides the best one.
+    checkpoint_every: Count[int] = 250
+    keep_checkpoints: PositiveCount[int] = 2  # Checkpoints to keep besides the best one.
     # Also log to TensorBoard (in RUN/tensorboard), Weights & Biases, or both. Needs pip install 'glassgpt[log]'.
     log: Literal["none", "tensorboard", "wandb", "both"] = "none"
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -240,9 +259,14 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
             ("batch_start", "batch_tokens", batch, context),
         ):
             valid_starts = [end >> n for n in range(1, end.bit_length()) if end % (quantum << n) == 0]
-            shown = ", ".join(map(str, valid_starts)) or "none exists"
+            starts = ", ".join(map(str, valid_starts)) or "none exists"
             is_valid = getattr(self, start) in (None, *valid_starts)
-            self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
+            self.require(start, is_valid, f"{end_name} = {end} halved once or more ({starts})")
+        try:
+            self.to_toml().encode()
+        except UnicodeEncodeError as error:  # such as a file's name that is not UTF-8
+            text = shown(error.object[max(0, error.start - 20) : error.end + 20])
+            raise UserError(f"a config cannot hold {text}, which is not valid Unicode; rename the file") from None
 
     def sequence_length(self, progress: float) -> int:
         """Tokens per sequence of an update; `progress` is the share of the updates done before it."""
@@ -262,7 +286,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         smallest = self.batch_start or self.batch_tokens  # all later updates are multiples of the first one
         sequences = smallest // self.model.context_length
         if sequences % processes:
-            valid = ", ".join(str(n) for n in range(1, sequences + 1) if sequences % n == 0)
+            valid = nearest_divisors(sequences, processes)
             setting = "batch_tokens" if self.batch_start is None else "batch_start"
             problem = f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes"
             nearest = _nearest_multiples(smallest, self.model.context_length * processes)

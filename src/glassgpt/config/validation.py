@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.errors import SettingError, UserError, did_you_mean, shown
 
 SECTIONS = ("model", "data", "optim", "sample", "probe")
 _TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
@@ -32,11 +32,27 @@ class Range:
     contains: Callable[[Any], bool]
 
 
-# Annotations of fields: `AtLeast1[int]`, or `AtLeast1[int | None]`, which allows None as well.
+def between(lowest: float, highest: float) -> Range:
+    """Both limits are valid."""
+    return Range(f"at least {lowest:,} and at most {highest:,}", lambda value: lowest <= value <= highest)
+
+
+def above(lowest: float, highest: float) -> Range:
+    """The lower limit is not valid itself."""
+    return Range(f"above {lowest:,} and at most {highest:,}", lambda value: lowest < value <= highest)
+
+
+# Annotations of fields: `Size[int]`, or `Size[int | None]`, which allows None as well. Every number has an upper limit,
+# far above any real use, so that what is computed from it stays quick and within the range of 64-bit integers.
 T = TypeVar("T")
-AtLeast0 = Annotated[T, Range("at least 0", lambda value: value >= 0)]
-AtLeast1 = Annotated[T, Range("at least 1", lambda value: value >= 1)]
-Positive = Annotated[T, Range("above 0", lambda value: value > 0)]
+Count = Annotated[T, between(0, 10**12)]  # steps or tokens; 0 disables something
+PositiveCount = Annotated[T, between(1, 10**12)]
+Size = Annotated[T, between(1, 2**20)]  # widths, and what is in memory together
+Length = Annotated[T, between(1, 2**27)]  # tokens of a context or an update, ids of a vocabulary
+Seed = Annotated[T, between(0, 2**63 - 1)]
+NotNegative = Annotated[T, between(0, 10**15)]
+Positive = Annotated[T, above(0, 10**15)]
+Name = Annotated[T, Range("without NUL characters", lambda value: "\0" not in value)]  # of a file, among others
 BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
 
@@ -44,7 +60,17 @@ Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1
 @functools.cache
 def _ranges_of(cls: Any) -> dict[str, Range]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+    marks = ((name, mark) for name, hint in hints.items() for mark in getattr(hint, "__metadata__", ()))
+    return {name: mark for name, mark in marks if isinstance(mark, Range)}
+
+
+def check_ranges(options: Any, name_of: Callable[[str], str] = str) -> None:
+    """Raise `SettingError` for the first field of a dataclass whose value is outside its `Range`."""
+    kind: Any = type(options)
+    for name, valid in _ranges_of(kind).items():
+        value = getattr(options, name)
+        if value is not None and not valid.contains(value):
+            raise SettingError(f"{name_of(name)} must be {valid.description}, got {shown(value)}")
 
 
 def _describe(annotation: Any) -> str:
@@ -85,12 +111,10 @@ class StrictConfig:
         for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
-                raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
+                raise SettingError(f"{self.name_of(name)} must be {_describe(annotation)}, got {shown(value)}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
-        for name, valid in _ranges_of(kind).items():
-            value = getattr(self, name)
-            self.require(name, value is None or valid.contains(value), valid.description)
+        check_ranges(self, self.name_of)
         self.check()
 
     def check(self) -> None:
@@ -105,7 +129,8 @@ class StrictConfig:
     def require(self, field_name: str, holds: bool, valid: str, hint: str = "") -> None:
         """Raise `UserError` with the field, its value and the valid values unless `holds`."""
         if not holds:
-            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}{hint}")
+            value = shown(getattr(self, field_name))
+            raise SettingError(f"{self.name_of(field_name)} must be {valid}, got {value}{hint}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
@@ -117,7 +142,7 @@ class StrictConfig:
         arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
         for name, value in values.items():
             if name not in hints:
-                raise UserError(f"unknown setting {cls.name_of(name)!r}{did_you_mean(name, hints)}")
+                raise UserError(f"unknown setting {shown(cls.name_of(name))}{did_you_mean(name, hints)}")
             arguments[name] = _build_value(hints[name], value, getattr(base, name, None))
         for name, parameter in inspect.signature(cls).parameters.items():
             if parameter.default is parameter.empty and name not in arguments:

@@ -19,10 +19,11 @@ from typing import Any
 import filelock
 
 from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.folders import find_files
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, files_below, sha256_of, write_atomic
+from glassgpt.utils.files import explain_os_errors, sha256_of, write_atomic
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -128,15 +129,19 @@ _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 def _docstrings() -> Iterator[str]:
     """The docstrings of the standard library in the order of its files, which are parsed and never run."""
     library = Path(sysconfig.get_path("stdlib"))
-    files = files_below(library, lambda name: name.endswith(".py"), _NOT_LIBRARY) if library.is_dir() else ()
+    files = find_files(library, lambda name: name.endswith(".py"), _is_library).files if library.is_dir() else ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old escapes in the library's strings
-        for path in sorted(files):
+        for path in sorted(library / name for name in files):
             try:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):  # templates
                 continue
             yield from _docstrings_in(tree)
+
+
+def _is_library(folder: str) -> bool:
+    return folder.rpartition("/")[2] not in _NOT_LIBRARY and "/." not in f"/{folder}"
 
 
 def _docstrings_in(tree: ast.Module) -> Iterator[str]:

@@ -6,6 +6,7 @@ Shapes: `N` tokens in a split, `T` context length, `B` sequences per batch.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,20 @@ import numpy.typing as npt
 
 from glassgpt.data import formats
 from glassgpt.data.formats import find_token_files, remembered
-from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
+from glassgpt.data.shards import (
+    COUNTS,
+    DTYPES,
+    INDEX_DTYPE,
+    SPLITS,
+    TOKENIZER,
+    TokenFile,
+    index_path,
+    is_shard_name,
+    read_index,
+)
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import sha256_of
+from glassgpt.utils.files import read_sealed, readable, sha256_of
 from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
 
 Ids = npt.NDArray[np.int64]
@@ -40,10 +51,16 @@ SOURCE_COUNTS = {
 class TokenStream:
     """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence; errors name it."""
 
-    def __init__(self, parts: Sequence[npt.NDArray[Any]], name: str = "text", indexes: Sequence[Path] | None = None):
+    def __init__(
+        self,
+        parts: Sequence[npt.NDArray[Any]],
+        name: str = "text",
+        indexes: Sequence[Path] | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
-        self.name, self.indexes = name, indexes
+        self.name, self.indexes, self.vocab_size = name, indexes, vocab_size
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -61,7 +78,10 @@ class TokenStream:
         return np.concatenate(starts)
 
     def read(self, start: int, length: int) -> Ids:
-        """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N."""
+        """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N.
+
+        Raises `UserError` for an id outside the vocabulary, if that is known: a file was damaged after it was verified.
+        """
         if not 0 <= start <= start + length <= len(self):
             raise IndexError(f"tokens {start} to {start + length} of a {self.name} that has {len(self)}")
         tokens, filled = np.empty(length, dtype=np.int64), 0
@@ -71,6 +91,9 @@ class TokenStream:
             piece = self.parts[part][begin : begin + length - filled]
             tokens[filled : filled + len(piece)] = piece
             filled, part = filled + len(piece), part + 1
+        if self.vocab_size is not None and length and tokens.max() >= self.vocab_size:
+            problem = f"token id {tokens.max()} at {start:,} or later, but there are {self.vocab_size:,} ids"
+            raise UserError(f"the {self.name} is damaged: {problem}; a file has changed since it was opened")
         return tokens
 
     def evaluation_batches(
@@ -119,11 +142,17 @@ class Dataset:
         """Both splits as one text."""
         parts = [*self.train.parts, *self.validation.parts]
         indexes = [*(self.train.indexes or ()), *(self.validation.indexes or ())] if self.is_prepared else None
-        return TokenStream(parts, f"text of {self.manifest['source']['name']}", indexes)
+        return TokenStream(parts, f"text of {self.manifest['source']['name']}", indexes, self.train.vocab_size)
 
 
-def open_dataset(directory: Path) -> Dataset:
-    """Open a prepared dataset, or a directory with token files of another project. Raises as `load_manifest` does."""
+def open_dataset(directory: Path, log: Log | None = None, *, check: bool = True) -> Dataset:
+    """Open a prepared dataset, or a directory with token files of another project, after its verification.
+
+    Without `check`, for another process's verification or to look at a damaged dataset, files have only their sizes
+    compared, and ids may be outside the vocabulary. Raises `UserError` as `load_manifest` and `verify` do.
+    """
+    if check:
+        verify(directory, log)
     manifest = load_manifest(directory)
     splits, is_prepared = manifest["splits"], "format" in manifest
     if is_prepared:
@@ -139,6 +168,7 @@ def open_dataset(directory: Path) -> Dataset:
             [file.open() for file in files[split]],
             f"{split} split of {manifest['source']['name']}",
             [index_path(file.path) for file in files[split]] if is_prepared else None,
+            tokenizer.vocab_size if check else None,
         )
         for split in SPLITS
     )
@@ -162,24 +192,77 @@ def load_manifest(directory: Path) -> dict[str, Any]:
             advice = "create one: glassgpt prepare SOURCE --out DIR"
             raise UserError(f"{directory} is not a dataset (it has no {MANIFEST} of one); {advice}")
         return formats.external_manifest(directory)
-    if damage := find_damage(directory, manifest):
-        raise _damaged(directory, damage)
+    with readable(directory):
+        if damage := find_damage(directory, manifest):
+            raise _damaged(directory, damage)
     return manifest
 
 
 def is_dataset(directory: Path) -> bool:
     """Whether a directory is a dataset, even a damaged one."""
-    return read_manifest(directory) is not None or bool(find_token_files(directory))
+    return was_prepared(directory) or bool(find_token_files(directory))
 
 
-def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """The manifest of a prepared dataset; None if there is none, or one of something else or another version."""
-    try:
-        manifest = json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def was_prepared(directory: Path) -> bool:
+    """Whether `prepare` wrote a directory: it has shards, or a manifest of some."""
+    with readable(directory):
+        if directory.is_dir() and any(is_shard_name(path.name) for path in directory.iterdir()):
+            return True
+    with suppress(UserError):
+        return _read(directory).get("format") == FORMAT
+    return False
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared dataset, None for other directories. Raises `UserError` if it is damaged."""
+    if not was_prepared(directory):
         return None
-    is_ours = isinstance(manifest, dict) and (manifest.get("format"), manifest.get("version")) == (FORMAT, VERSION)
-    return manifest if is_ours else None
+    try:
+        manifest = _read(directory)
+    except UserError as error:
+        raise _damaged(directory, str(error)) from None
+    if problem := _problem_of(manifest):
+        raise _damaged(directory, f"{problem} in {MANIFEST}")
+    return manifest
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    return read_sealed(directory / MANIFEST, needs_checksum=False)  # datasets of 0.2 have none
+
+
+def _problem_of(manifest: Mapping[str, Any]) -> str | None:
+    """What keys, types or numbers a manifest lacks; None if all that is read from it is there and consistent."""
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        return f"version {manifest.get('version')!r} instead of {VERSION}"
+    match manifest:
+        case {
+            "source": {"name": str(), "identity": [{}, *_] as identities},
+            "request": {"source": str()},
+            "tokenizer": {"kind": str(), "vocab_size": int(), "sha256": str()},
+            "dtype": "uint16" | "uint32",
+            "splits": {"train": {"shards": [{}, *_]}, "validation": {"shards": [{}, *_]}} as splits,
+        } if all(isinstance(each, dict) for each in identities):
+            pass
+        case _:
+            return "wrong or missing values"
+    if not all(_is_count(manifest.get(key)) for key in SOURCE_COUNTS):
+        return "wrong or missing counts of the source"
+    for split in (splits[split] for split in SPLITS):
+        for shard in split["shards"]:
+            match shard:
+                case {"name": str(name), "sha256": str(), "index_sha256": str()} if is_shard_name(name, ".bin"):
+                    pass
+                case _:
+                    return "a shard without a valid name or hash"
+        for key in COUNTS:
+            counts = [shard.get(key) for shard in split["shards"]]
+            if not all(map(_is_count, counts)) or sum(counts) != split.get(key):
+                return f"wrong or missing numbers of {key}"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
@@ -205,8 +288,14 @@ def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
+class DamagedDatasetError(UserError):
+    """A prepared dataset is not what `prepare` wrote."""
+
+
 def _damaged(directory: Path, damage: str) -> UserError:
-    return UserError(f"dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+    return DamagedDatasetError(
+        f"dataset {directory} is damaged: {damage};\nprepare it again with the same command, or restore it"
+    )
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:
@@ -221,7 +310,11 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
     expected = {directory / name: sha256 for name, (_, sha256) in files_of(manifest).items()}
     total, done, progress = sum(path.stat().st_size for path in expected), 0, ProgressLine(log)
     for path, sha256 in expected.items():
-        if remembered(path, "sha256", partial(sha256_of, path), force) != sha256:
+        with readable(path):
+            actual = remembered(path, "sha256", partial(sha256_of, path), force)
+            if actual != sha256 and not force:  # what is remembered may itself be damaged
+                actual = remembered(path, "sha256", partial(sha256_of, path), force=True)
+        if actual != sha256:
             raise _damaged(directory, f"the content of {path.name} has changed")
         done += path.stat().st_size
         progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")

@@ -34,7 +34,8 @@ def find_files(root: Path, wanted: Callable[[str], bool], may_hold: Callable[[st
     folders, linked_folders = deque([""]), deque[str]()
     visited: dict[tuple[int, int], str] = {}
     found: list[tuple[bool, str, os.stat_result]] = []
-    left_out, others = [], []
+    left_out: list[str] = []
+    others: list[str] = []
     while folders or linked_folders:
         through_link = not folders
         folder = (folders or linked_folders).popleft()

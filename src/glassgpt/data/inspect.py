@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glassgpt.data.dataset import SOURCE_COUNTS, Dataset, Ids, TokenStream, open_dataset
+from glassgpt.data.dataset import MANIFEST, SOURCE_COUNTS, Dataset, Ids, TokenStream, files_of, open_dataset
 from glassgpt.data.formats import project_of
 from glassgpt.data.shards import SPLITS
 from glassgpt.tokenizers.builtin import Tokenizer
@@ -24,19 +24,21 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     longest, documents) by powers of two. `unknown_tokens` are outside the vocabulary, as in damaged files. What is not
     known of another project's files is None. Raises `UserError` as `open_dataset` and `document_starts` do.
     """
-    dataset = open_dataset(directory)
+    dataset = open_dataset(directory, check=False)  # also of a damaged one
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
     progress = ProgressLine(log)
     contents = {split: _read_split(dataset, split, progress) for split in SPLITS}
     counts = contents["train"].counts + contents["validation"].counts
     lengths = [np.diff(content.starts, append=content.tokens) for content in contents.values()]
-    files = directory.iterdir() if is_prepared else (file.path for split in SPLITS for file in dataset.files[split])
+    files = [file.path for split in SPLITS for file in dataset.files[split]]
+    if is_prepared:
+        files = [directory / name for name in (MANIFEST, *files_of(manifest))]
     return {
         "directory": str(directory),
         "name": manifest["source"]["name"],
         "made_by": "glassgpt" if is_prepared else project_of(dataset.files["train"][0]),
         "source": manifest["request"]["source"] if is_prepared else None,
-        "tokenizer": manifest["tokenizer"],
+        "tokenizer": {**manifest["tokenizer"], "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
         "end_of_text": tokenizer.end_of_text,
         "dtype": manifest["dtype"],
         "disk_bytes": sum(path.stat().st_size for path in files),

@@ -23,9 +23,13 @@ SUFFIXES = (*_COMPRESSIBLE, ".parquet", *(inner + outer for inner in _COMPRESSIB
 PART_CHARACTERS = 1 << 22
 """The longest text returned at once. Longer documents come in parts."""
 
+_TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its characters, in Python and NumPy
+
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
+_decode_json = json.JSONDecoder().raw_decode
+_JSON_SPACE = " \t\r\n"
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
@@ -35,6 +39,14 @@ class Part(NamedTuple):
     text: str
     row: int  # number of the document in its file from 0; skipped rows count too
     starts: bool  # whether the document starts with this part
+
+
+class Batch(NamedTuple):
+    """Consecutive documents of some files, or (`starts` false) a further part of the last one before."""
+
+    texts: list[str]
+    places: list[tuple[int, int]]  # of each text: the number of its file, and its row as in `Part`
+    starts: bool
 
 
 class BadRow(NamedTuple):
@@ -64,22 +76,54 @@ def read_documents(
     The suffix of `name` (default: the path) selects the format, plain text if it is unknown. Raises `UserError` with
     the name and the row, line or byte offset.
     """
-    name, counts = name or str(path), counts or Counts()
-    for row, pieces in _documents(path, name, options, counts):
-        parts = split_text(pieces, PART_CHARACTERS)
-        head = [next(parts)]
-        if not head[0].strip():
-            head += itertools.islice(parts, 1)
-            if len(head) == 1:
-                counts.blank += 1
-                continue
-        counts.documents += 1
-        for number, text in enumerate(itertools.chain(head, parts)):
-            yield Part(text, row, number == 0)
+    for batch in read_batches([(name or str(path), path)], options, counts or Counts()):
+        for text, (_, row) in zip(batch.texts, batch.places, strict=True):
+            yield Part(text, row, batch.starts)
 
 
-def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
-    """The row and the text, in pieces, of each document."""
+def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, counts: Counts) -> Iterator[Batch]:
+    """Yield the documents of files, given by name and path, as `read_documents` does, in batches of limited size.
+
+    Work for each document is kept small here and in the formats' rows: most of the time goes there if they are short.
+    """
+    batch, size = Batch([], [], True), 0
+    try:
+        for file, (name, path) in enumerate(files):
+            for row, text in _documents(path, name, options, counts):
+                rest: Iterator[str] = iter(())
+                if not (isinstance(text, str) and len(text) <= PART_CHARACTERS):
+                    rest = split_text([text] if isinstance(text, str) else text, PART_CHARACTERS)
+                    text = next(rest)
+                if not text or text.isspace():
+                    second = list(itertools.islice(rest, 1))
+                    if not second:
+                        counts.blank += 1
+                        continue
+                    rest = itertools.chain(second, rest)
+                counts.documents += 1
+                batch.texts.append(text)
+                batch.places.append((file, row))
+                size += len(text) + _TEXT_OVERHEAD
+                for part in rest:
+                    if batch.texts:
+                        yield batch
+                        batch, size = Batch([], [], True), 0
+                    yield Batch([part], [(file, row)], False)
+                if size >= PART_CHARACTERS:
+                    yield batch
+                    batch, size = Batch([], [], True), 0
+    except UserError:  # first what was read before it
+        if batch.texts:
+            yield batch
+        raise
+    if batch.texts:
+        yield batch
+
+
+def _documents(
+    path: Path, name: str, options: ReadingConfig, counts: Counts
+) -> Iterator[tuple[int, str | Iterable[str]]]:
+    """The row and the text, as one string or in pieces, of each document."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
     pieces = read_text(path, name, options.encoding, options.errors)
@@ -98,7 +142,7 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
     for row, text in enumerate(rows):
         if isinstance(text, str):
             has_text = True
-            yield row, [text]
+            yield row, text
         elif options.skip_bad:
             counts.bad += 1
             counts.first_bad = counts.first_bad or f"{text.place}: {text.reason}"
@@ -150,30 +194,34 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | Ba
             if is_first and content.lstrip().startswith("["):
                 raise UserError(f"{name} is a JSON array; convert it to JSON lines: jq -c '.[]' FILE")
             is_first = False
-            yield _json_text(content, f"line {line}", key)
+            yield _json_text(content, line, key)
 
 
-def _json_text(content: str, place: str, key: str) -> str | BadRow:
+def _json_text(content: str, line: int, key: str) -> str | BadRow:
     """The text of one line of JSON."""
+    content = content.rstrip(_JSON_SPACE)
     try:
-        record = json.loads(content)
+        # Half the time of json.loads, which matches white space by regular expressions.
+        record, end = _decode_json(content, len(content) - len(content.lstrip(_JSON_SPACE)))
+        if end < len(content):
+            raise json.JSONDecodeError("Extra data", content, end)
     except json.JSONDecodeError as error:
-        return BadRow(place, f"invalid JSON ({error.msg}, column {error.colno})")
+        return BadRow(f"line {line}", f"invalid JSON ({error.msg}, column {error.colno})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deeply nested lists
-        return BadRow(place, f"unreadable JSON ({error})")
+        return BadRow(f"line {line}", f"unreadable JSON ({error})")
     if not isinstance(record, dict):
-        return BadRow(place, f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
+        return BadRow(f"line {line}", f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
     if key not in record:
-        return BadRow(place, _lacks(key, list(record)), lacks_column=True)
+        return BadRow(f"line {line}", _lacks(key, list(record)), lacks_column=True)
     text = record[key]
     if not isinstance(text, str):
-        return BadRow(place, f"{key!r} is {_json_type(text)}, not text")
+        return BadRow(f"line {line}", f"{key!r} is {_json_type(text)}, not text")
     if "\\u" in content:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(text[error.start]):04x}"
-            return BadRow(place, f"{key!r} has half a surrogate pair, {half}, and is not valid Unicode")
+            return BadRow(f"line {line}", f"{key!r} has half a surrogate pair, {half}, and is not valid Unicode")
     return text
 
 
@@ -191,15 +239,17 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
     header: list[str] = []
     index = 0
     while True:
-        place = f"line {reader.line_num + 1}"
+        line = reader.line_num + 1
         try:
             record = next(reader, None)
         except csv.Error as error:
             if not header:
-                raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
+                raise UserError(f"{name}, line {line}: invalid CSV ({error})") from None
             if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
-                raise UserError(f"{name}, {place}: unclosed quote, so the rows after it are lost; close it") from None
-            yield BadRow(place, f"invalid CSV ({error})")
+                raise UserError(
+                    f"{name}, line {line}: unclosed quote, so the rows after it are lost; close it"
+                ) from None
+            yield BadRow(f"line {line}", f"invalid CSV ({error})")
             continue
         if record == []:
             continue
@@ -209,7 +259,7 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
         elif record is None:
             return
         elif len(record) != len(header):
-            yield BadRow(place, f"{len(record)} fields instead of the header's {len(header)}")
+            yield BadRow(f"line {line}", f"{len(record)} fields instead of the header's {len(header)}")
         else:
             yield record[index]
 

@@ -7,9 +7,8 @@ A shard `NAME.bin` holds little-endian `uint16` or `uint32` tokens. Its index `N
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,15 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import encode_text
-from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
+from glassgpt.tokenizers.base import encode_texts
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import flush_to_disk, read_sealed, readable, sealed_json, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
 DTYPES: Mapping[str, str] = {"uint16": "<u2", "uint32": "<u4"}
 INDEX_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
+COUNTS = ("characters", "bytes", "tokens", "documents")  # of a shard, and of a split
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}-\d{{5,}}\.(bin|idx)")
 _BUFFER_BYTES = 1 << 21  # of a file that is written
 _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
@@ -32,20 +33,33 @@ _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
 Tokens = npt.NDArray[np.uint32]
 
 
+def text_hashes(texts: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash (texts,) of each text."""
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
 def text_hash(data: bytes, before: int | None = None) -> int:
-    """A 64-bit hash of a text. For a text in parts, hash each part with the hash of the parts `before` it."""
-    digest = hashlib.blake2b(b"" if before is None else before.to_bytes(8, "little"), digest_size=8)
-    digest.update(data)
-    return int.from_bytes(digest.digest(), "little")
+    """The hash of a text. For a text in parts, hash each part with the hash of the parts `before` it."""
+    return int(text_hashes([data if before is None else before.to_bytes(8, "little") + data])[0])
 
 
-class _Part(NamedTuple):
-    """A document or a part of one, encoded. `hash` is that of the document up to here."""
+class Encoded(NamedTuple):
+    """Documents of a split, encoded, or (`starts` false) a further part of the last one."""
+
+    ids: Tokens
+    offsets: npt.NDArray[np.int64]  # (documents + 1,), in `ids`
+    texts: Sequence[str]
+    starts: bool
+
+
+class _Run(NamedTuple):
+    """Consecutive documents as a shard has them, or a part of one."""
 
     ids: npt.NDArray[Any]
+    entries: npt.NDArray[Any]  # of the index (documents,); `start` counts from the run's first token
     bytes: int
     characters: int
-    hash: int
     starts: bool
 
 
@@ -64,19 +78,40 @@ class ShardWriter:
         self.done = max(sum(shard["documents"] for shard in finished), bool(finished))
         """The number of documents in finished shards, which must not be added again."""
         self._number = len(finished)
-        self._held: list[_Part] = []  # of the last document, until it is known whether this shard has room for it
+        self._held: list[_Run] = []  # of the last document, until it is known whether this shard has room for it
         self._hash = 0
         self._file: IO[bytes] | None = None
         self._start_shard()
 
-    def add(self, ids: Tokens, text: str, starts: bool) -> None:
-        """Append a document, or (`starts` false) a further part of the last one, with its tokens and its text."""
-        if starts:
+    def add(self, documents: Encoded) -> None:
+        """Append documents, or a further part of the last one."""
+        offsets, ids = documents.offsets, documents.ids.astype(self._dtype)
+        data = encode_texts(documents.texts)
+        index = np.zeros(len(data), dtype=INDEX_DTYPE)
+        index["hash"] = text_hashes(data) if documents.starts else text_hash(data[0], self._hash)
+        self._hash = int(index["hash"][-1])
+
+        def run(first: int, end: int) -> _Run:
+            """Return the documents from `first` to `end`."""
+            own = index[first:end]
+            own["start"] = offsets[first:end] - offsets[first]
+            sizes = [sum(map(len, texts[first:end])) for texts in (data, documents.texts)]
+            return _Run(ids[offsets[first] : offsets[end]], own, sizes[0], sizes[1], documents.starts)
+
+        first, last = 0, len(data) - 1
+        if documents.starts:
             self._write_held()
+            while first < last:
+                # The documents that this shard has room for; at least one if it is empty.
+                fitting = int(np.searchsorted(offsets, offsets[first] + self._limit - self._tokens, side="right")) - 1
+                if fitting == first and self._tokens:
+                    self._finish_shard()
+                    continue
+                end = min(max(fitting, first + 1), last)
+                self._write(run(first, end))
+                first = end
             self._is_written = False  # whether the start of the last document is in the shard already
-        data = encode_text(text)
-        self._hash = text_hash(data, None if starts else self._hash)
-        self._held.append(_Part(ids.astype(self._dtype), len(data), len(text), self._hash, starts))
+        self._held.append(run(first, last + 1))
         held_tokens = sum(len(part.ids) for part in self._held)
         if not self._is_written and self._tokens and self._tokens + held_tokens > self._limit:
             self._finish_shard()
@@ -99,28 +134,33 @@ class ShardWriter:
         self._path = self._directory / f"{self._prefix}-{self._number:05d}.bin"
         self._tokens = self._bytes = self._characters = 0
         self._is_written = True
-        self._documents: list[tuple[int, int]] = []
+        self._index: list[npt.NDArray[Any]] = []
         self._sha256 = hashlib.sha256()
 
     def _write_held(self) -> None:
         held, self._held = self._held, []
         for part in held:
-            if not part.starts and len(part.ids) and self._tokens == self._limit:
-                self._finish_shard(is_split=True)
-            if part.starts:
-                self._documents.append((self._tokens, part.hash))
-            elif self._documents:
-                self._documents[-1] = (self._documents[-1][0], part.hash)
-            self._bytes += part.bytes
-            self._characters += part.characters
-            ids = part.ids
-            while self._tokens + len(ids) > self._limit:
-                room = self._limit - self._tokens
-                self._write_tokens(ids[:room])
-                ids = ids[room:]
-                self._finish_shard(is_split=True)
-            self._write_tokens(ids)
+            self._write(part)
         self._is_written = True
+
+    def _write(self, run: _Run) -> None:
+        """Write documents that fit into the shard, or one or a part of one, which may go on in further shards."""
+        if not run.starts and len(run.ids) and self._tokens == self._limit:
+            self._finish_shard(is_split=True)
+        if run.starts:
+            run.entries["start"] += self._tokens
+            self._index.append(run.entries)
+        elif self._index:
+            self._index[-1]["hash"][-1] = run.entries["hash"][-1]
+        self._bytes += run.bytes
+        self._characters += run.characters
+        ids = run.ids
+        while self._tokens + len(ids) > self._limit:
+            room = self._limit - self._tokens
+            self._write_tokens(ids[:room])
+            ids = ids[room:]
+            self._finish_shard(is_split=True)
+        self._write_tokens(ids)
 
     def _write_tokens(self, ids: npt.NDArray[Any]) -> None:
         if self._file is None:
@@ -138,7 +178,8 @@ class ShardWriter:
         path = self._path
         index = index_path(path)
         # Not `tofile`, whose errors lack a reason.
-        index.write_bytes(np.array(self._documents, dtype=INDEX_DTYPE).tobytes())
+        documents = np.concatenate([np.empty(0, dtype=INDEX_DTYPE), *self._index])
+        index.write_bytes(documents.tobytes())
         flush_to_disk(path)
         flush_to_disk(index)
         entry = {
@@ -146,12 +187,12 @@ class ShardWriter:
             "tokens": self._tokens,
             "bytes": self._bytes,
             "characters": self._characters,
-            "documents": len(self._documents),
+            "documents": len(documents),
             "sha256": self._sha256.hexdigest(),
             "index_sha256": sha256_of(index),
             "is_split": is_split,
         }
-        write_atomic(path.with_suffix(".json"), json.dumps(entry))
+        write_atomic(path.with_suffix(".json"), sealed_json(entry))
         self._number += 1
         self._start_shard()
 
@@ -160,13 +201,22 @@ def finished_shards(directory: Path, prefix: str) -> list[dict[str, Any]]:
     """The manifest's entries of the finished shards in order; `is_split`: the last document continues in the next."""
     entries: list[dict[str, Any]] = []
     while (path := directory / f"{prefix}-{len(entries):05d}.json").is_file():
-        entries.append(json.loads(path.read_bytes()))
+        entries.append(read_sealed(path))
     return entries
 
 
-def is_shard_name(name: str) -> bool:
+def is_intact(mark: Path) -> bool:
+    """Whether the mark of a finished shard, its tokens and its index are as they were written; all are read."""
+    try:
+        entry, shard = read_sealed(mark), mark.with_suffix(".bin")
+        return (sha256_of(shard), sha256_of(index_path(shard))) == (entry["sha256"], entry["index_sha256"])
+    except (OSError, UserError):
+        return False
+
+
+def is_shard_name(name: str, suffix: str = "") -> bool:
     """Whether a file of this name is a shard or an index."""
-    return _NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None and name.endswith(suffix)
 
 
 def index_path(shard: Path) -> Path:
@@ -190,7 +240,8 @@ class TokenFile:
 
     def open(self) -> npt.NDArray[Any]:
         """Map the tokens (tokens,) into memory; they are read from the disk when used."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, (self.tokens,))
+        with readable(self.path):
+            return np.memmap(self.path, self.dtype, "r", self.offset, (self.tokens,))
 
     def chunks(self) -> Iterator[npt.NDArray[Any]]:
         """Read the tokens a few million at a time, freeing each chunk; mapped, all of them would stay in memory."""

@@ -48,12 +48,8 @@ class LocalFiles:
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         """Whether the text is still that of an earlier `identity`. Files are read only if a time differs."""
-        old, new = recorded["files"], self._entries()
-        return len(old) == len(new) and all(
-            (was["path"], was["bytes"]) == (now["path"], now["bytes"])
-            and (was["mtime_ns"] == now["mtime_ns"] or was["sha256"] == _hash(path))
-            for was, (path, now) in zip(old, new, strict=True)
-        )
+        old, new = recorded.get("files"), self._entries()
+        return isinstance(old, list) and len(old) == len(new) and all(map(_is_same, old, new))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -93,6 +89,16 @@ class LocalFiles:
             (path, {"path": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
             for name, (path, status) in files.items()
         ]
+
+
+def _is_same(was: Any, entry: tuple[Path, Mapping[str, Any]]) -> bool:
+    """Whether a file is as it was recorded; the record may be damaged."""
+    path, now = entry
+    return (
+        isinstance(was, dict)
+        and (was.get("path"), was.get("bytes")) == (now["path"], now["bytes"])
+        and (was.get("mtime_ns") == now["mtime_ns"] or was.get("sha256") == _hash(path))
+    )
 
 
 def _is_text(name: str) -> bool:

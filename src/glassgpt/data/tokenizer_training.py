@@ -19,7 +19,7 @@ from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
+from glassgpt.utils.files import require_writable, user_path, write_atomic
 from glassgpt.utils.formatting import Log, ProgressLine, RemainingTime, format_bytes, format_duration
 from glassgpt.utils.rng import seed_for
 
@@ -91,12 +91,9 @@ def _require_writable(path: Path) -> None:
     """Raise `UserError` if `path` may not be written: only a tokenizer on its own is replaced."""
     if path.suffix != ".json":
         raise UserError(f"--out must end in .json, by which --data.tokenizer recognises a file, got {path}")
-    with explain_os_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"--out {path} is a directory; name a file")
-        if not path.is_file() or not path.stat().st_size:
-            return
+    require_writable(path)
+    if not path.is_file() or not path.stat().st_size:
+        return
     for owner in ("manifest.json", "config.json"):
         if path.with_name(owner).is_file():
             raise UserError(f"--out {path} belongs to the dataset or model in its folder ({owner}); name another file")

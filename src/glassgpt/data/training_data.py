@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from glassgpt.config.schema import TOKENIZERS, DataConfig
 from glassgpt.data.batches import Batches, Order
-from glassgpt.data.dataset import Dataset, open_dataset, verify
-from glassgpt.data.prepare import prepare
+from glassgpt.data.dataset import Dataset, open_dataset
+from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.data.shards import TOKENIZER
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.work_units import all_texts
@@ -48,21 +50,33 @@ class TrainingData:
         streams = [dataset.train for dataset in self.datasets]
         return Batches(streams, context_length, batch_size, seed, order, self.weights)
 
-    def verify(self, log: Log | None = None) -> None:
-        """Verify all files as `dataset.verify` does."""
-        for dataset in self.datasets:
-            verify(dataset.directory, log)
 
+def open_training_data(
+    data: DataConfig, tokenizer: Tokenizer | None, log: Log, *, fingerprint: str | None = None, check: bool = True
+) -> TrainingData:
+    """Open the data that a config names, and prepare what is missing. A model's `tokenizer` replaces the config's.
 
-def open_training_data(data: DataConfig, tokenizer: Tokenizer | None, log: Log) -> TrainingData:
-    """Open the data that a config names, and prepare what is missing. A model's `tokenizer` replaces the config's."""
-    if not data.mixture:
-        return TrainingData((open_dataset(prepare(data, tokenizer=tokenizer, log=log)),), (1.0,))
-    tokenizer = tokenizer or _common_tokenizer(data)
-    parts = [dataclasses.replace(data, source=source, mixture={}) for source in data.mixture]
-    datasets = tuple(open_dataset(prepare(part, tokenizer=tokenizer, log=log)) for part in parts)
-    total = sum(data.mixture.values())
-    return TrainingData(datasets, tuple(weight / total for weight in data.mixture.values()))
+    `fingerprint`: of the data that a run began with. It is used as it was prepared then, if it is still there, although
+    the text may have changed since. Without `check` files are not verified, as another process does (`open_dataset`).
+    """
+    if data.mixture:
+        tokenizer = tokenizer or _common_tokenizer(data)
+    parts = [dataclasses.replace(data, source=source, mixture={}) for source in data.mixture] or [data]
+    weights = [weight / sum(data.mixture.values()) for weight in data.mixture.values()] or [1.0]
+
+    def opened(directories: Iterable[Path]) -> TrainingData:
+        datasets = tuple(open_dataset(directory, log, check=check) for directory in directories)
+        return TrainingData(datasets, tuple(weights))
+
+    if fingerprint is not None:
+        found = [find_prepared(part, tokenizer) for part in parts]
+        with suppress(UserError):  # nothing is there, or it is damaged
+            former = opened(directory for directory, _ in found)
+            if former.fingerprint == fingerprint:
+                for name in (part.source for part, (_, is_current) in zip(parts, found, strict=True) if not is_current):
+                    log(f"{name} has changed since the run began; the run uses the dataset that it began with")
+                return former
+    return opened(prepare(part, tokenizer=tokenizer, log=log) for part in parts)
 
 
 def _common_tokenizer(data: DataConfig) -> Tokenizer:
@@ -72,7 +86,7 @@ def _common_tokenizer(data: DataConfig) -> Tokenizer:
     sources = []
     for source in map(resolve, data.mixture):
         if isinstance(source, PreparedDataset):
-            return open_dataset(source.directory).tokenizer
+            return open_dataset(source.directory, check=False).tokenizer
         sources.append(source)
     return build_tokenizer(data.tokenizer, all_texts(sources, data))
 

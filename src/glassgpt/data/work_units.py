@@ -6,7 +6,6 @@ the plan again. A unit resumes after its last finished shard: the files before t
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,20 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig, ReadingConfig
-from glassgpt.data.readers import Counts, Part, read_documents
-from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
+from glassgpt.data.readers import Batch, Counts, read_batches
+from glassgpt.data.shards import SPLITS, TOKENIZER, Encoded, ShardWriter, text_hash, text_hashes
 from glassgpt.data.sources import Source, read_source
-from glassgpt.tokenizers.base import batches_by_size, encode_text
+from glassgpt.tokenizers.base import encode_texts
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.files import explain_os_errors, sealed_json, write_atomic
 
 SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
 _UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
-_BATCH_CHARACTERS = 1 << 22  # encoded at once: enough for a tokenizer that uses several cores, and little memory
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 Report = Callable[[], None]
 Hashes = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,19 @@ class Plan:
     document: tuple[int, int] | None = None  # so is this file's row: the only such document, or the first of its share
     cut: int | None = None  # if the source is one document: its text after this many characters
 
-    def is_validation(self, unit: int, number: int, place: tuple[int, int]) -> bool:
-        """Whether document `number` of a work unit, at this file and row, is for validation."""
-        if place == self.document or self.fraction is None:
-            return place == self.document
-        # With 0.1, one in ten: in the first unit the middle one, in others another, since units may have few documents.
-        phase = (0.5 + unit * _GOLDEN_RATIO) % 1
-        return math.floor((number + 1) * self.fraction + phase) > math.floor(number * self.fraction + phase)
+    def are_validation(self, unit: "WorkUnit", first: int, places: Sequence[tuple[int, int]]) -> Mask:
+        """Whether each document (documents,), from number `first` of a work unit on, is for validation."""
+        if self.fraction is None:
+            chosen = np.zeros(len(places), dtype=np.bool_)
+        else:
+            # With 0.1, one in ten: in the first unit the middle, in others another, since units may have few documents.
+            phase = (0.5 + unit.number * _GOLDEN_RATIO) % 1
+            numbers = np.arange(first, first + len(places) + 1)
+            chosen = np.diff(np.floor(numbers * self.fraction + phase)) > 0
+        if self.document is not None:
+            file, row = self.document
+            chosen[[place == (file - unit.first_file, row) for place in places]] = True
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class WorkUnit:
     first_file: int  # its number in all sources
     reading: ReadingConfig
     split: str | None  # of all its documents; None if the plan decides
-    duplicates: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    duplicates: Mask = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
     """Documents (documents,) to leave out; may be empty."""
 
 
@@ -158,27 +163,31 @@ def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Repo
             writer = ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
             writers[split] = writer
             stack.callback(writer.abandon)
-        for batch in batches_by_size(_pieces(plan, unit, paths, counts), _BATCH_CHARACTERS):
-            missing = [piece for piece in batch if piece.number >= writers[piece.split].done]
-            for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
-                writers[piece.split].add(ids, piece.text, piece.starts)
+        pieces = _pieces(plan, unit, paths, counts) if plan.cut is None else _cut_pieces(plan.cut, unit, paths, counts)
+        for piece in pieces:
+            missing = piece.after(writers[piece.split].done)
+            if missing.texts:
+                writers[piece.split].add(_encode(missing, tokenizer, unit))
             report()
         for writer in writers.values():
             writer.close()
-        write_atomic(finished, json.dumps(dataclasses.asdict(counts)))
+        write_atomic(finished, sealed_json(dataclasses.asdict(counts)))
 
 
 def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:
     """The hash (documents,) of each document of a unit, by which duplicates are found."""
-    hashes: list[int] = []
-    for _, part in _documents(unit, paths, Counts()):
-        before = None if part.starts else hashes.pop()
-        hashes.append(text_hash(encode_text(part.text), before))
+    hashes = [np.empty(0, dtype=np.uint64)]
+    for texts, _, starts in _batches(unit, paths, Counts()):
+        encoded = encode_texts(texts)
+        if starts:
+            hashes.append(text_hashes(encoded))
+        else:
+            hashes[-1][-1] = text_hash(encoded[0], int(hashes[-1][-1]))
         report()
-    return np.array(hashes, dtype=np.uint64)
+    return np.concatenate(hashes)
 
 
-def repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
+def repeats(hashes: Hashes) -> Mask:
     """Whether each hash (N,) occurred before."""
     repeated = np.ones(len(hashes), dtype=np.bool_)
     # A range of values at a time, as sorting takes several times the memory of what it sorts.
@@ -189,72 +198,95 @@ def repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, Part]]:
-    """The documents in parts, each with the number of its file in this unit."""
-    for number, (name, path) in enumerate(zip(unit.files, paths, strict=True)):
-        for part in read_documents(path, unit.reading, name=name, counts=counts):
-            yield number, part
+def _batches(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[Batch]:
+    """The documents of a unit, whose files are numbered within it."""
+    return read_batches(zip(unit.files, paths, strict=True), unit.reading, counts)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A document or a part of one, as it goes into a split. `number` counts the split's documents in this unit."""
+    """Documents of a split or, with `starts` false, a further part of one. `first` counts the split's documents."""
 
     split: str
-    text: str
+    texts: Sequence[str]
+    places: Sequence[tuple[int, int]]
     starts: bool
-    number: int
-    place: str  # for an error
+    first: int  # number of the first text's document in its split and unit
 
-    def __len__(self) -> int:
-        return len(self.text)
+    def after(self, done: int) -> "_Piece":
+        """The documents from this number on."""
+        skipped = max(0, done - self.first)
+        if not skipped:
+            return self
+        return dataclasses.replace(
+            self, texts=self.texts[skipped:], places=self.places[skipped:], first=self.first + skipped
+        )
 
 
 def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
-    """What goes into which split, in the order of the files."""
-    numbers = dict.fromkeys(SPLITS, -1)
-    number = kept = -1
-    offset, split, is_duplicate = 0, "train", False
-    for file, part in _documents(unit, paths, counts):
-        if part.starts:
-            number += 1
-            # A file that has grown has more documents than hashes; the change is found and refused in the end.
-            is_duplicate = number < len(unit.duplicates) and bool(unit.duplicates[number])
-        if is_duplicate:
+    """What goes into which split, in the order of the files. Of each split, all documents of a batch are one piece."""
+    added = dict.fromkeys(SPLITS, 0)
+    number = kept = 0
+    split: str | None = None  # of the last document; None if it is left out
+    for texts, places, starts in _batches(unit, paths, counts):
+        if not starts:
+            if split is not None:
+                yield _Piece(split, texts, places, False, added[split] - 1)
             continue
-        if part.starts:
-            kept += 1
-            is_validation = plan.is_validation(unit.number, kept, (unit.first_file + file, part.row))
-            split = unit.split or ("validation" if is_validation else "train")
-            numbers[split] += 1
-        cut = len(part.text) if plan.cut is None else min(max(plan.cut - offset, 0), len(part.text))
-        offset += len(part.text)
-        place = f"{unit.files[file]}, row {part.row}"
-        if cut:
-            yield _Piece(split, part.text[:cut], part.starts, numbers[split], place)
-        if cut < len(part.text):
-            yield _Piece("validation", part.text[cut:], False, 0, place)
+        # A file that has grown has more documents than hashes; the change is found and refused in the end.
+        is_kept = np.ones(len(texts), dtype=np.bool_)
+        known = unit.duplicates[number : number + len(texts)]
+        is_kept[: len(known)] = ~known
+        number += len(texts)
+        validation = np.zeros(len(texts), dtype=np.bool_)
+        kept_places = list(itertools.compress(places, is_kept))
+        if unit.split is None:
+            validation[is_kept] = plan.are_validation(unit, kept, kept_places)
+        elif unit.split == "validation":
+            validation[:] = True
+        kept += len(kept_places)
+        for name, chosen in (("train", is_kept & ~validation), ("validation", is_kept & validation)):
+            if chosen.any():
+                own = list(itertools.compress(texts, chosen))
+                yield _Piece(name, own, list(itertools.compress(places, chosen)), True, added[name])
+                added[name] += len(own)
+        split = None if not is_kept[-1] else "validation" if validation[-1] else "train"
 
 
-def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterator[Tokens]:
-    """The ids of each piece. A document starts with its marks; without an end-of-text token, an empty line is first."""
-    is_separated = tokenizer.end_of_text is None
-    texts = [
-        SEPARATOR + piece.text if is_separated and piece.starts and (unit, piece.number) != (0, 0) else piece.text
-        for piece in pieces
-    ]
+def _cut_pieces(cut: int, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
+    """A source of one document: its text up to `cut` characters is for training, the rest for validation."""
+    offset = 0
+    for texts, places, starts in _batches(unit, paths, counts):
+        for text, place in zip(texts, places, strict=True):
+            before = min(max(cut - offset, 0), len(text))
+            offset += len(text)
+            if before:
+                yield _Piece("train", [text[:before]], [place], starts, 0)
+            if before < len(text):
+                yield _Piece("validation", [text[before:]], [place], False, 0)
+
+
+def _encode(piece: _Piece, tokenizer: Tokenizer, unit: WorkUnit) -> Encoded:
+    """Encode documents. Each starts with its marks; without an end-of-text token, an empty line is before it."""
+    texts = piece.texts
+    if tokenizer.end_of_text is None and piece.starts:
+        texts = [SEPARATOR + text for text in texts]
+        if (unit.number, piece.first) == (0, 0):
+            texts[0] = piece.texts[0]
     try:
         ids, offsets = tokenizer.encode_documents(texts)
     except UserError:
-        for piece, text in zip(pieces, texts, strict=True):  # which one cannot be encoded?
+        for (file, row), text in zip(piece.places, texts, strict=True):  # which one cannot be encoded?
             try:
                 tokenizer.encode_documents([text])
             except UserError as error:
-                raise UserError(f"{piece.place}: {error}") from None
+                raise UserError(f"{unit.files[file]}, row {row}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         known = f"its {tokenizer.vocab_size:,} ids"
         raise UserError(f"the tokenizer returned id {ids.max()}, beyond {known}: it is damaged")
-    marks = np.array(tokenizer.document_marks, dtype=np.uint32)
-    for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
-        yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]
+    places, marks = offsets.astype(np.int64), tokenizer.document_marks
+    if piece.starts and marks:
+        ids = np.insert(ids, np.repeat(places[:-1], len(marks)), np.tile(marks, len(texts)))
+        places += np.arange(len(places)) * len(marks)
+    return Encoded(ids, places, piece.texts, piece.starts)

@@ -5,10 +5,10 @@ Training code is the same for one process, for which these methods do nothing. S
 """
 
 import atexit
-import itertools
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -30,9 +30,12 @@ from torch.distributed.distributed_c10d import PrefixStore
 from glassgpt.distributed.watchdog import PERIOD, Status, Watchdog, end_process, hang_timeout, print_error
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import RankError, UserError
+from glassgpt.utils.formatting import one_line
+from glassgpt.utils.launcher import launcher_number, under_torchrun
 
 SHUTDOWN_SECONDS = 6.0  # that a failed rank may take to report its failure and to finish a write
 CONNECT_SECONDS = 600  # within which all ranks must connect
+PATIENT_SECONDS = 15  # after which the first missing rank is named
 
 
 class StoppedError(Exception):
@@ -66,7 +69,9 @@ class Ranks:
             variables = "under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK"
             remedy = f"set it to the number of this process on its host ({variables}), or use torchrun"
             raise UserError(f"RANK and WORLD_SIZE are set, but LOCAL_RANK is not: {remedy}")
-        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local_rank = map(launcher_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if max(rank, local_rank) >= size:
+            raise RankError(f"RANK = {rank} and LOCAL_RANK = {local_rank} must be less than WORLD_SIZE = {size}")
         ranks = cls(rank, size, local_rank, launch_id())
         if not dist.is_initialized():  # a second run in one process uses the group of the first
             base = connect_to_store(holds_store(rank))
@@ -203,11 +208,6 @@ class Ranks:
         raise error
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun, or another launcher that sets its variables, has started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 @contextmanager
 def process_group() -> Iterator[Ranks]:
     """The ranks of a run: those that torchrun started, or this process alone.
@@ -238,11 +238,13 @@ def first_line(error: BaseException) -> str:
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
     """Raise `UserError`, which names the rank, if a fact such as the version of the code differs."""
-    first, *others = ranks.all_gather_object({**facts, "host": socket.gethostname()})
-    for (rank, own), fact in itertools.product(enumerate(others, 1), facts):
-        if own[fact] != first[fact]:
-            where = f"rank {rank} ({own['host']}) and rank 0 ({first['host']})"
-            raise UserError(f"{where} differ in {fact}; it must be the same on all ranks")
+    texts = {name: str(value) for name, value in facts.items()}
+    (main_host, main), *others = ranks.all_gather_object([socket.gethostname(), texts])
+    for rank, (host, own) in enumerate(others, 1):
+        if fact := next((name for name in {**main, **own} if own.get(name) != main.get(name)), None):
+            values = " and ".join(one_line(each.get(fact, "not given"), 40) for each in (own, main))
+            where = f"rank {rank} ({host}) and rank 0 ({main_host})"
+            raise UserError(f"{where} differ in {fact}: {values}; it must be the same on all ranks")
 
 
 def holds_store(rank: int) -> bool:
@@ -252,10 +254,14 @@ def holds_store(rank: int) -> bool:
 
 def connect_to_store(is_holder: bool) -> TCPStore:
     """A connection to the store by which the ranks find each other; `is_holder`: to a new store in this process."""
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError):
-        raise UserError("RANK is set, but MASTER_ADDR and MASTER_PORT are not: use torchrun") from None
+    address, port = os.environ.get("MASTER_ADDR"), launcher_number("MASTER_PORT")
+    if not address or not 0 < port < 1 << 16:
+        raise UserError("RANK is set, but MASTER_ADDR and MASTER_PORT are not an address and a port: use torchrun")
+    if is_holder:
+        try:
+            socket.getaddrinfo(address, port)
+        except OSError as error:
+            raise UserError(f"MASTER_ADDR = {address!r} is unknown on this host: {error.strerror}") from None
     timeout = timedelta(seconds=CONNECT_SECONDS)
     return TCPStore(address, port, is_master=is_holder, wait_for_workers=False, timeout=timeout)
 
@@ -267,19 +273,24 @@ def agree_on_prefix(store: TCPStore, rank: int, size: int) -> str:
     it (pytorch/pytorch#135712). So each rank sends a new word, and rank 0 answers the latest of each with the name.
     """
     word = uuid.uuid4().hex
+    hello = f"hello/{size}"  # a rank with another WORLD_SIZE does not connect
     if rank > 0:
-        store.set(f"hello/{rank}", word)
+        store.set(f"{hello}/{rank}", word)
         name: str = store.get(f"welcome/{word}").decode()
         store.set(f"there/{name}/{rank}", "1")
         return name
-    deadline, missing = time.monotonic() + CONNECT_SECONDS, list(range(1, size))
+    start, missing, is_announced = time.monotonic(), list(range(1, size)), False
     while missing:
         for other in missing:
-            if store.check([f"hello/{other}"]):
-                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+            if store.check([f"{hello}/{other}"]):
+                store.set(f"welcome/{store.get(f'{hello}/{other}').decode()}", word)
         missing = [other for other in missing if not store.check([f"there/{word}/{other}"])]
-        if time.monotonic() > deadline:
+        seconds = time.monotonic() - start
+        if missing and seconds > CONNECT_SECONDS:
             raise UserError(f"rank {missing[0]} of {size} did not connect within {CONNECT_SECONDS} s; see its log")
+        if missing and seconds > PATIENT_SECONDS and not is_announced:
+            is_announced = True
+            print(f"glassgpt: waiting for rank {missing[0]} of {size} to connect", file=sys.stderr, flush=True)
         time.sleep(0.01)
     return word
 

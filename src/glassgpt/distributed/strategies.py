@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.distributed.group import Ranks, under_torchrun
+from glassgpt.distributed.group import Ranks
 from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.launcher import under_torchrun
 from glassgpt.utils.rng import device_rng
 
 # Shapes of a run: contexts and batches that double, each in two sizes of micro-batch. Over PyTorch's limit of 8 the

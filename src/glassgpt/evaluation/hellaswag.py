@@ -31,7 +31,7 @@ from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import autocast, find_precision, matmul_precision
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
+from glassgpt.utils.files import explain_os_errors, read_file
 from glassgpt.utils.torch_internals import uncompiled
 
 BATCH_TOKENS = 16384  # of four texts per item, each with its context; the more, the more endings of equal length
@@ -188,9 +188,9 @@ def _read_results(path: Path) -> dict[int, tuple[float, ...]]:
     """The saved losses by item number: a JSON line per item. A line that is incomplete, after a crash, is ignored."""
     saved: dict[int, tuple[float, ...]] = {}
     with explain_os_errors("read", path):
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = read_file(path).splitlines() if path.exists() else []
     for line in lines:
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
             record = json.loads(line)
             if len(record["losses"]) == ENDINGS:
                 saved[int(record["number"])] = tuple(map(float, record["losses"]))

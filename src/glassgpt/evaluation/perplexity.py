@@ -270,14 +270,15 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     settings = config.override(data=changes).data
     if source is not None and (config.data.mixture or absolute_source(source) != config.data.source):
         settings = dataclasses.replace(settings, mixture={}, validation="fraction", validation_source=None)
-    # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights or
-    # from a file.
-    is_made = source is None and config.init_from is None and tokenizer_file(settings.tokenizer) is None
-    data = open_training_data(settings, None if is_made else loaded.tokenizer, log)
+    # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights,
+    # from a file, or from a mixture.
+    from_data = config.init_from is None and tokenizer_file(settings.tokenizer) is None and not settings.mixture
+    own = loaded.state.data_fingerprint if loaded.state is not None and source is None else None
+    tokenizer = None if source is None and from_data else loaded.tokenizer
+    data = open_training_data(settings, tokenizer, log, fingerprint=own)
     is_own = loaded.state is not None and data.fingerprint == loaded.state.data_fingerprint
     if source is None and not is_own:
         message = "has changed since the model was trained on it, so its validation split may hold training text"
         raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
-    data.verify(log)
     is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
     return data, "validation" if is_own or is_prepared else "all"

@@ -17,7 +17,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, explain_os_errors
+from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, decoded, explain_os_errors, read_file, write_atomic
 from glassgpt.utils.safe_pickle import read_pickle
 
 
@@ -88,20 +88,27 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
 def _filled(directory: Path) -> Iterator[Path]:
     """Yield a temporary directory whose files are moved to `directory` when they are complete, config.json last.
 
-    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory.
+    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory. A list
+    in it names the files while they are moved, so that the next export replaces those that a killed one left.
     """
     with explain_os_errors("write", directory):
         exists = directory.is_dir()
-        inner = directory / ".export"
-        leftovers = {inner.name, f"{PARTIAL_PREFIX}{inner.name}"}
-        if exists and {path.name for path in directory.iterdir()} - leftovers:
+        inner, listing = directory / ".export", directory / ".export-files"
+        left = set(decoded(read_file(listing), str(listing)).split("\n")) if listing.is_file() else set()
+        present = {path.name: path for path in directory.iterdir()} if exists else {}
+        if present.keys() - left - {inner.name, f"{PARTIAL_PREFIX}{inner.name}", listing.name}:
             raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
+        for name in present.keys() & left:
+            present[name].unlink()
     with atomic_directory(inner if exists else directory) as partial:
         yield partial
     if exists:
-        for path in sorted(inner.iterdir(), key=lambda path: path.name == "config.json"):
+        paths = sorted(inner.iterdir(), key=lambda path: path.name == "config.json")
+        write_atomic(listing, "\n".join(path.name for path in paths))
+        for path in paths:
             path.replace(directory / path.name)
         inner.rmdir()
+        listing.unlink()
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from glassgpt.utils.errors import UserError, nearby_path, program
 from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.hub import download_model, find_hub_id
 
+ATTEMPTS = 5  # at reading a model whose files are replaced meanwhile
 T = TypeVar("T")
 # A model that was found and whose config was read, but whose weights are not loaded yet.
 ModelSource = Checkpoint | ExternalModel
@@ -88,7 +89,7 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
 def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
-    if run.is_file():
+    if run.exists() and not run.is_dir():
         raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
     if not run.is_dir():
         nearby = nearby_path(name)
@@ -123,11 +124,17 @@ def _best_step(directory: Path) -> int:
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:
-    """Call `read` with a reference's model. If training prunes the checkpoint meanwhile, read the newer one."""
-    try:
-        return read(find_model(reference, verify=verify))
-    except FileNotFoundError:
-        return read(find_model(reference, verify=verify))
+    """Call `read` with a reference's model. If training prunes the checkpoint meanwhile, read the newer one.
+
+    Raises `UserError` if the files vanish again and again.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            with explain_os_errors("read", Path(reference)):
+                return read(find_model(reference, verify=verify))
+        except FileNotFoundError as error:
+            missing = error.filename or error
+    raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:

@@ -6,6 +6,7 @@ samples. All in float32, whatever the run's precision, so the checkpoint of the 
 Shapes: `L` layers, `H` heads, `T` tokens of a prompt, `E` predicted ids.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from glassgpt.runs.checkpoint import read_tensors_and_metadata, tensor_file
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.files import explain_os_errors, read_file, write_atomic
 from glassgpt.utils.formatting import escape_token
 
 PREDICTED = 3  # ids that a snapshot keeps per depth and token
@@ -37,6 +38,7 @@ _DTYPES = {
     "next_rank": torch.int32,  # how many ids each depth ranks above the next one (L + 1, T); -1 after the last token
     "surprisal": torch.float32,  # surprisal of each token in bits (T,); NaN for the first
 }
+_ZEROS = "0" * 64
 _NAMES_IN_FILE = {"head_types": "kinds", "head_scores": "head_kinds"}  # those of version 0.1
 
 
@@ -117,16 +119,23 @@ def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
     """Write a snapshot atomically. Raises `UserError` if the disk is full."""
     parts = (snapshot.tensors, snapshot.values)
     tensors, values = ({_NAMES_IN_FILE.get(k, k): v for k, v in part.items()} for part in parts)
+    # The file holds its own sha256, computed while zeros are in its place.
+    content = tensor_file(tensors, {"snapshot": json.dumps({"sha256": _ZEROS, **values})})
     with explain_os_errors("write", path):
         path.parent.mkdir(exist_ok=True)
-    write_atomic(path, tensor_file(tensors, {"snapshot": json.dumps(values)}))
+    write_atomic(path, content.replace(_ZEROS.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
 
 def read_probe(path: Path) -> ProbeSnapshot:
     """Read a snapshot. Raises `UserError` with the path if it is damaged, `FileNotFoundError` if it is missing."""
-    stored, metadata = read_tensors_and_metadata(path)
+    content, (stored, metadata) = read_file(path), read_tensors_and_metadata(path)
     try:
-        values = json.loads(metadata["snapshot"])
+        values = dict(json.loads(metadata["snapshot"]))
+        sha256 = str(values.pop("sha256", ""))  # version 0.2 wrote none
+        if values.keys() != {"step", "prompts", "kinds", "samples"}:
+            raise ValueError("it has other keys")
+        if sha256 and hashlib.sha256(content.replace(sha256.encode(), _ZEROS.encode(), 1)).hexdigest() != sha256:
+            raise ValueError("its sha256 does not match")
         prompts = [Prompt(**prompt) for prompt in values["prompts"]]
         names = [f"{name}.{i}" for i in range(len(prompts)) for name in _DTYPES]
         tensors = {name: stored[name] for name in names} | {"head_scores": stored["head_kinds"]}

@@ -6,8 +6,8 @@ Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` 
 width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.
 """
 
+import bisect
 import dataclasses
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +17,6 @@ import torch
 from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.sources import PreparedDataset, resolve
-from glassgpt.distributed.group import under_torchrun
 from glassgpt.interop.references import find_model
 from glassgpt.model.loss import CPU_VOCAB_BLOCK, rows_per_chunk
 from glassgpt.model.summary import ModelSummary
@@ -28,6 +27,7 @@ from glassgpt.utils.device import available_memory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import format_bytes
 from glassgpt.utils.hub import find_hub_id
+from glassgpt.utils.launcher import launcher_number, under_torchrun
 
 FLOAT32 = 4
 # Share of the free memory that a suggested micro-batch may take: allocators, libraries and evaluation need some too.
@@ -221,7 +221,7 @@ def with_vocabulary(config: TrainConfig, download: bool = False) -> tuple[TrainC
     with suppress(UserError):  # the text need not exist yet
         source = None if config.data.mixture else resolve(config.data.source)
     if isinstance(source, PreparedDataset):
-        size = open_dataset(source.directory).tokenizer.vocab_size
+        size = open_dataset(source.directory, check=False).tokenizer.vocab_size
     elif tokenizer_file(kind) is not None:
         size = build_tokenizer(kind).vocab_size
     else:
@@ -235,9 +235,15 @@ def largest_micro_batch(
     config: TrainConfig, processes: int, need: Callable[[TrainConfig], float], available: float
 ) -> int | None:
     """The largest micro-batch whose `need` fits into `available` bytes; None if not even 1 fits."""
+
+    def fits(size: int) -> bool:
+        return need(config.override(micro_batch_size=size)) <= available
+
     share = config.sequences_per_process(processes)
-    sizes = sorted({-(-share // steps) for steps in range(1, share + 1)}, reverse=True)
-    return next((size for size in sizes if need(config.override(micro_batch_size=size)) <= available), None)
+    if fits(share):  # alone in needing no gradients of an earlier micro-step
+        return share
+    fitting = bisect.bisect_left(range(1, share), True, key=lambda size: not fits(size))
+    return -(-share // -(-share // fitting)) if fitting else None  # a batch is divided evenly
 
 
 def check_memory(config: TrainConfig, processes: int, device: torch.device, precision: str) -> str | None:
@@ -267,7 +273,7 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
     if config.compiles_on(device.type):  # a compiler may drop all but the results of products and of attention
         least_kept = config.override(activation_checkpointing="full" if checkpointing == "full" else "selective")
         least = min(replace(memory, copies=0, working=0).total for memory in peaks(least_kept))
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and on_cpu else 1
+    sharing = launcher_number("LOCAL_WORLD_SIZE", 1) if under_torchrun() and on_cpu else 1
     available = free / sharing
     if least <= DOUBT * available:
         return None

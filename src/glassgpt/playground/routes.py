@@ -30,7 +30,7 @@ from glassgpt.playground.handlers import Answer
 from glassgpt.playground.model_pool import LoadedModel, ModelPool
 from glassgpt.playground.security import AccessPolicy, Compression, guarded, read_body, with_security_headers
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.utils.errors import UserError, is_out_of_memory
+from glassgpt.utils.errors import NO_THREADS, UserError, is_out_of_memory, is_out_of_threads
 from glassgpt.utils.files import json_text
 
 T = TypeVar("T")
@@ -80,6 +80,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         status, message = 400, str(error)
     elif is_out_of_memory(error):
         status, message = 507, "out of memory: use a smaller model or a shorter text, or restart with --device cpu"
+    elif is_out_of_threads(error):
+        status, message = 503, NO_THREADS
     else:
         traceback.print_exception(error, file=sys.stderr)
         status, message = 500, f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"

@@ -8,8 +8,8 @@ import secrets
 import socket
 import sys
 import tempfile
-import threading
 import webbrowser
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from glassgpt.playground.model_pool import Catalog, ModelPool
 from glassgpt.playground.routes import Api
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.threads import in_background
 
 PORT = 7860
 PORTS_TRIED = 20
@@ -104,5 +105,5 @@ def play(references: list[str], *, device: torch.device, host: str | None, port:
     has_window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
     if browser and has_window:
         server.login_file = write_login_file(login_url)
-        threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()
+        in_background(partial(webbrowser.open, server.login_file.as_uri()), "glassgpt-browser")
     server.run(sockets=[listener])

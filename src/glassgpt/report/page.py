@@ -11,7 +11,7 @@ from glassgpt.report.charts import charts_of
 from glassgpt.report.runs import RunRecords, read_runs
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
+from glassgpt.utils.files import explain_os_errors, require_writable, user_path, write_atomic
 
 _MARK = '<meta name="generator" content="glassgpt report">'  # by which a report is recognised before it is overwritten
 
@@ -43,6 +43,7 @@ def _require_report(path: Path) -> None:
                 head = file.read(2000)
             if head and _MARK.encode() not in head:
                 raise UserError(f"{path} exists and is not a report; choose another --out")
+    require_writable(path)
 
 
 def _render(runs: Sequence[RunRecords]) -> str:

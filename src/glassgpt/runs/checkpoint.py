@@ -1,20 +1,24 @@
 """Checkpoints: one directory each, written atomically, verified when read, never unpickled.
 
-    000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
+    000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json
+             environment.json  logs.json  manifest.json
 
 `manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is detected before its use.
+So is one of another step or another run: `environment.json`, a copy of the run's own file, has the run's id.
+`logs.json` says how long the run's logs were, with their sha256. Version 0.2 wrote neither of the two.
 A checkpoint that fails verification is set aside as `damaged-000500/` on resume, never deleted.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
@@ -23,42 +27,100 @@ from torch import Tensor, nn
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import TrainConfig
+from glassgpt.config.validation import Range, StrictConfig
 from glassgpt.distributed.strategies import Strategy
+from glassgpt.runs.environment import ENVIRONMENT_FILE, read_environment
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
+from glassgpt.utils.files import (
+    PARTIAL_PREFIX,
+    atomic_directory,
+    decoded,
+    finite,
+    parse_json,
+    read_file,
+    remove_partials,
+    sha256_of,
+    unused_path,
+)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+LOGS_FILE = "logs.json"
+_FILES = {"model.safetensors", OPTIMIZER_FILE, "config.toml", "tokenizer.json", "state.json"}
 _STEP_NAME = re.compile(r"\d{6,}")
+
+_COUNT = Range("from 0 to 2**53", lambda value: 0 <= value <= 2**53)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingState:
+class TrainingState(StrictConfig):
     """The state of training besides weights and optimizer: the progress of the run, and its best step."""
 
-    step: int  # updates done
-    val_loss: float | None = None  # at this step, in nats per token; None if it was not evaluated
-    best_step: int | None = None
+    step: Annotated[int, _COUNT]  # updates done
+    val_loss: float | None = None  # at this step, in nats per token; None if it was not evaluated, or not finite
+    best_step: Annotated[int | None, _COUNT] = None
     best_val_loss: float | None = None
     scaler: dict[str, float | int] | None = None  # the loss scale of float16 training
     data_fingerprint: str | None = None
     recent: list[list[float]] | None = None  # loss and gradient norm of the last updates, if outliers are skipped
-    tokens_seen: int | None = None  # None before 2026-11-22, when all updates had the same size
+    tokens_seen: Annotated[int | None, _COUNT] = None  # None before 2026-11-22, when all updates had the same size
     # Gradient norms for the evaluation of this step if a signal interrupted it: a resumed run evaluates first.
     pending_evaluation: dict[str, float] | None = None
+
+    def check(self) -> None:
+        self.require("recent", all(len(pair) == 2 for pair in self.recent or ()), "pairs of a loss and a norm")
+        scale = (self.scaler or {}).get("scale", 1.0)
+        self.require("scaler", scale > 0, "a table with a scale above 0")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory that has been verified."""
+    """A checkpoint directory. What is read from it is verified if it comes from `open_checkpoint`."""
 
     path: Path
+
+    def damage(self, problem: str) -> UserError:
+        """The error for a damaged checkpoint."""
+        return UserError(f"checkpoint {self.path} is damaged: {problem}")
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Raise `UserError` if a file is damaged, but `OSError` if it may not be read or the checkpoint was removed."""
+        try:
+            yield
+        except PermissionError:
+            raise
+        except OSError as error:
+            if not self.path.is_dir():
+                raise
+            raise self.damage(f"{name} cannot be read ({error.strerror})") from None
+        except UserError as error:
+            raise self.damage(str(error)) from None
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The object in one of the JSON files. Raises `UserError` if it is damaged."""
+        with self._reading(name):
+            values = parse_json(read_file(self.path / name), name)
+            if not isinstance(values, dict):
+                raise UserError(f"{name} is not a JSON object")
+        return values
+
+    def verify(self, name: str, expected: object) -> None:
+        """Raise `UserError` if a file does not have the expected sha256; name the run's own copy of it, if it has."""
+        with self._reading(name):
+            is_intact = sha256_of(self.path / name) == expected
+        if not is_intact:
+            own, remedy = self.path.parent.parent / name, ""
+            if own.is_file() and sha256_of(own) == expected:
+                remedy = f"; copy {own}, which is intact, over it"
+            raise self.damage(f"{name} does not match its sha256{remedy}")
 
     @property
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
         path = self.path / "config.toml"
-        return TrainConfig.from_toml(path.read_text(encoding="utf-8"), origin=str(path))
+        with self._reading(path.name):
+            return TrainConfig.from_toml(decoded(read_file(path), path.name), origin=str(path))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -87,11 +149,40 @@ class Checkpoint:
 
     @property
     def state(self) -> TrainingState:
-        """Training progress. Raises `UserError` if state.json is unreadable (only possible without verification)."""
+        """Training progress. Raises `UserError` if it is damaged, or if this is another step's or run's checkpoint."""
+        values = self.read_object("state.json")
+        values["val_loss"] = finite(values.get("val_loss"))  # version 0.2 wrote NaN
+        with self._reading("state.json"):
+            state = TrainingState.from_dict(values)
+        if _STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
+            raise self.damage(f"it is the checkpoint of step {state.step}; rename it to {state.step:06d}")
+        self._require_own_run()
+        return state
+
+    @property
+    def environment(self) -> dict[str, Any] | None:
+        """The copy of the run's `environment.json`; None in a checkpoint of version 0.2."""
+        path = self.path / ENVIRONMENT_FILE
+        return read_environment(path) if path.exists() else None
+
+    @property
+    def logs(self) -> dict[str, Any]:
+        """The marks of the run's logs at this step by file name (`metrics.mark_of`); empty if version 0.2 wrote it."""
+        return self.read_object(LOGS_FILE) if (self.path / LOGS_FILE).exists() else {}
+
+    def _require_own_run(self) -> None:
+        """Raise `UserError` if this lies in the directory of another run than the one that saved it."""
+        own, folder = self.environment, self.path.absolute().parent
+        if own is None or folder.name != "checkpoints":
+            return
         try:
-            return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"checkpoint {self.path} is damaged: state.json cannot be read") from None
+            here = read_environment(folder.parent / ENVIRONMENT_FILE)
+        except UserError:  # then there is nothing to compare with
+            return
+        if own.get("run_id") != here.get("run_id"):
+            raise UserError(
+                f"checkpoint {self.path} was saved by another run than {folder.parent}; move it out of there"
+            )
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
@@ -142,9 +233,17 @@ def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer
 
 
 def save_checkpoint(
-    directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState
+    directory: Path,
+    snapshot: Snapshot,
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    training: TrainingState,
+    about_run: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write `directory/NNNNNN` atomically. Raises `UserError` if the disk is full; an earlier version stays valid."""
+    """Write `directory/NNNNNN` atomically. Raises `UserError` if the disk is full; an earlier version stays valid.
+
+    `about_run`: contents of `environment.json` and `logs.json`, if a run saves it.
+    """
     final = directory / f"{training.step:06d}"
     with atomic_directory(final) as partial:
         write_tensors(partial / "model.safetensors", snapshot.weights)
@@ -152,6 +251,8 @@ def save_checkpoint(
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
+        for name, values in (about_run or {}).items():
+            (partial / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
     return final
@@ -164,25 +265,20 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
-    """Verify a checkpoint against its manifest. Raises `UserError` with the first file that is missing or altered.
+    """Verify a checkpoint against its manifest and its place. Raises `UserError` with what is missing or altered.
 
     Without `for_training` the optimizer's state, two thirds of the bytes, is not read. Raises `FileNotFoundError` if
     the directory does not exist (any more).
     """
-    try:
-        sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-        names = [name for name in sums if for_training or name != OPTIMIZER_FILE]
-        wrong = next((name for name in names if sha256_of(path / name) != sums[name]), None)
-        problem = None if wrong is None else f"{wrong} does not match its sha256"
-    except FileNotFoundError as error:
-        if not path.is_dir():
-            raise
-        problem = f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        problem = "manifest.json cannot be read"
-    if problem is not None:
-        raise UserError(f"checkpoint {path} is damaged: {problem}")
-    return Checkpoint(path)
+    checkpoint = Checkpoint(path)
+    sums = checkpoint.read_object("manifest.json").get("sha256")
+    if not isinstance(sums, dict) or not _FILES <= sums.keys() <= _FILES | {ENVIRONMENT_FILE, LOGS_FILE}:
+        raise checkpoint.damage("manifest.json does not name the files of a checkpoint")
+    for name in sums:
+        if for_training or name != OPTIMIZER_FILE:
+            checkpoint.verify(name, sums[name])
+    _ = checkpoint.state  # raises if it belongs to another step or run
+    return checkpoint
 
 
 def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_training: bool = True) -> Checkpoint | None:
@@ -219,9 +315,7 @@ def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[st
     """
     for path in checkpoint_paths(directory):
         if int(path.name) > step:
-            aside, copies = path.with_name(f"damaged-{path.name}"), itertools.count(2)
-            while aside.exists():
-                aside = path.with_name(f"damaged-{path.name}-{next(copies)}")
+            aside = unused_path(path.with_name(f"damaged-{path.name}"))
             os.replace(path, aside)
             notify(f"checkpoint {path} was set aside as {aside.name}")
 
@@ -256,4 +350,4 @@ def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, 
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{path} cannot be read as safetensors: {error}; restore it from a copy") from None

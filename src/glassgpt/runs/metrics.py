@@ -8,7 +8,9 @@ Readers leave a last line without its newline, which is still being written, and
 `truncate_metrics`, which rewrites the file, refuses such a line.
 """
 
+import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -21,10 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, finite, write_atomic
+from glassgpt.utils.files import explain_os_errors, finite, open_regular, unused_path, write_atomic
 
 Record = dict[str, Any]
 
+EDITED_PREFIX = "edited-"  # of the copy of a log that was edited by hand
 LINE, SECTION = b"\n", b"\n## Step "
 _CHECKED_BYTES = 256
 _SAMPLES_TITLE = "# Samples\n"
@@ -35,33 +38,38 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl`."""
+    """Appends records to `metrics.jsonl`, and hashes all of it, so that a checkpoint can record its `mark`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with explain_os_errors("write", path):
-            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+            before = _content(path)
+            self._length, self._sha256 = len(before), hashlib.sha256(before)
+            self.file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and hand it to the system, so that readers see it and a SIGKILL cannot lose it."""
+        line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
         with explain_os_errors("write", self._path):
-            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-            self._file.flush()
+            self.file.write(line)
+            self.file.flush()
+        self._length += len(line)
+        self._sha256.update(line)
 
     @property
-    def is_removed(self) -> bool:
-        """Whether the file was removed, most likely with the whole run."""
-        return os.fstat(self._file.fileno()).st_nlink == 0
+    def mark(self) -> str:
+        """The `mark_of` the file."""
+        return f"{self._length}-{self._sha256.hexdigest()}"
 
     def sync(self) -> None:
         """Wait until all records are on the disk: a checkpoint relies on the records up to its step."""
         with explain_os_errors("write", self._path):
-            os.fsync(self._file.fileno())
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file. This retries a record that a full disk refused; `write` has already reported that."""
         with suppress(OSError):
-            self._file.close()
+            self.file.close()
 
 
 def parse_metrics(data: bytes) -> Iterator[Record]:
@@ -84,7 +92,9 @@ def _record(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    losses = (value for key, value in record.items() if key == "loss" or key.startswith("val_"))
+    values = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
+    # A mixture has the losses of its texts as well.
+    losses = itertools.chain(*(value.values() if isinstance(value, dict) else [value] for value in values))
     return record if all(value is None or type(value) in (int, float) for value in losses) else None
 
 
@@ -119,14 +129,27 @@ def read_metrics(source: Path | bytes) -> Metrics:
 def _content(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    with explain_os_errors("read", source):
-        return source.read_bytes() if source.is_file() else b""
+    with explain_os_errors("read", source), suppress(FileNotFoundError), open_regular(source) as file:
+        return file.read()
+    return b""
 
 
-def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
+def mark_of(source: Path | bytes) -> str:
+    """Length and sha256 of a log: a checkpoint records them, and a resumed run finds out if the log was changed."""
+    content = _content(source)
+    return f"{len(content)}-{hashlib.sha256(content).hexdigest()}"
+
+
+def begins_as_marked(path: Path, mark: object) -> bool:
+    """Whether a log still begins with the content that had this mark."""
+    length = re.match(r"[0-9]{1,15}(?=-)", str(mark))
+    return length is not None and mark_of(_content(path)[: int(length[0])]) == mark
+
+
+def truncate_metrics(path: Path, step: int, evaluated: int) -> Path | None:
     """Remove the updates after `step`, the evaluations after step `evaluated`, and a half-written last line.
 
-    Raises `UserError` for a damaged line.
+    Returns as `truncate_samples` does. Raises `UserError` for a damaged line.
     """
     kept = []
     for number, line, record in _lines(_content(path)):
@@ -134,17 +157,29 @@ def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
             raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
         if record["step"] <= (evaluated if "val_loss" in record else step):
             kept.append(line)
-    write_atomic(path, b"".join(kept))
+    return _cut(path, b"".join(kept))
+
+
+def _cut(path: Path, content: bytes) -> Path | None:
+    """Replace a log by its beginning. If it is not its beginning, something was edited: keep a copy, and return it."""
+    before, copy = _content(path), None
+    if before and not before.startswith(content):
+        copy = unused_path(path.with_name(f"{EDITED_PREFIX}{path.name}"))
+        write_atomic(copy, before)
+    write_atomic(path, content)
+    return copy
 
 
 def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
-    """Append a step's samples to `samples.md`, indented, so that no line of them looks like a heading."""
+    """Append a step's samples to `samples.md`, indented, so that no line of them looks like a heading; flush them."""
     text = f"\n## Step {step:06d}\n"
     for number, sample in enumerate(samples, start=1):
         body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
         text += f"\n### Sample {number}\n\n{body}\n"
     with explain_os_errors("write", path), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint relies on the samples up to its step
 
 
 def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
@@ -156,11 +191,14 @@ def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
     return found
 
 
-def truncate_samples(path: Path, step: int) -> None:
-    """Remove the samples after a step, and a section that a kill or a full disk cut off, perhaps inside a character."""
+def truncate_samples(path: Path, step: int) -> Path | None:
+    """Remove the samples after a step, and a section that a kill or a full disk cut off, perhaps inside a character.
+
+    If that removes anything else, such as a user's notes, a copy of the file is kept, and its path returned.
+    """
     sections = _SECTION.finditer(_content(path).decode(errors="replace"))
     kept = [f"\n{section[0]}" for section in sections if int(section[1]) <= step]
-    write_atomic(path, "".join([_SAMPLES_TITLE, *kept]))
+    return _cut(path, "".join([_SAMPLES_TITLE, *kept]).encode())
 
 
 @dataclass

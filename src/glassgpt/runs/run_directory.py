@@ -2,6 +2,7 @@
 
     config.toml  environment.json  status.json  metrics.jsonl  samples.md  report.html
     checkpoints/NNNNNN/  probes/NNNNNN.safetensors
+    edited-samples.md  if a resumed run found samples.md (or metrics.jsonl) edited by hand
     tensorboard/  wandb/  if the config's `log` asks for them
 
 Resuming removes everything after the checkpoint that it starts from, so that the files of an interrupted run end up
@@ -15,18 +16,28 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import filelock
 import psutil
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.runs.metrics import truncate_metrics, truncate_samples
+from glassgpt.runs.environment import read_environment
+from glassgpt.runs.metrics import EDITED_PREFIX, begins_as_marked, truncate_metrics, truncate_samples
 from glassgpt.utils.errors import UserError, nearby_path
-from glassgpt.utils.files import PARTIAL_PREFIX, decoded, explain_os_errors, remove_partials, user_path, write_atomic
+from glassgpt.utils.files import (
+    PARTIAL_PREFIX,
+    decoded,
+    explain_os_errors,
+    read_file,
+    read_json,
+    remove_partials,
+    user_path,
+    write_atomic,
+)
 
 _SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
 # Files that hold an update whose loss or gradient was not finite, with its token ids.
@@ -50,6 +61,8 @@ class RunDirectory:
         self.checkpoints, self.probes, self.tensorboard, self.wandb = (self.path / name for name in _FOLDERS)
         # The config of a run that is being removed; while it exists, all other files belong to that run.
         self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
+        # Open files of this process in the directory: they show whether its path still leads to the same directory.
+        self.open_files: list[IO[bytes]] = []
 
     @property
     def is_run(self) -> bool:
@@ -75,9 +88,10 @@ class RunDirectory:
         with explain_os_errors("read", self.path):
             if not self.path.exists():
                 nearby = nearby_path(str(self.path))
-                raise UserError(f"no run at {self.path}{f'; did you mean {nearby}?' if nearby else ''}")
+                remedy = f"did you mean {nearby}?" if nearby else "pass the directory of a run, such as runs/NAME"
+                raise UserError(f"no run at {self.path}; {remedy}")
             if not self.is_run:
-                raise UserError(f"{self.path} is not a run: it has no config.toml")
+                raise UserError(f"{self.path} is not a run: it has no config.toml{self._copy_of_config()}")
 
     def require_free(self, overwrite: bool) -> None:
         """Raise `UserError` if a new run may not start here because of another run or other files."""
@@ -108,10 +122,43 @@ class RunDirectory:
                 raise UserError(f"another process is training in {self.path}; wait, or choose another --out") from None
             for name in (*_FILES, f"{FAILURE_PREFIX}*"):  # by name: the folder may not be a run's
                 remove_partials(self.path, f"{name}.*")
+            self.open_files = [open(self.path / ".lock", "rb")]  # noqa: SIM115
+            if odd := [path for name in _FILES if (path := self.path / name).exists() and not path.is_file()]:
+                raise UserError(f"{odd[0]} is not a regular file; remove it, or restore it from a copy")
         try:
             yield
+        except OSError:
+            self.require_in_place()  # otherwise, this is why
+            raise
         finally:
+            self.open_files[0].close()
             lock.release()
+
+    def require_in_place(self) -> None:
+        """Raise `UserError` if the directory was moved, removed or replaced since it was locked."""
+        for file in (each for each in self.open_files if not each.closed):
+            try:
+                is_in_place = os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))  # noqa: PTH116
+            except (FileNotFoundError, NotADirectoryError):
+                is_in_place = False
+            if not is_in_place:
+                what = (
+                    f"the run {self.path} was moved, removed or replaced during training, or its {Path(file.name).name}"
+                )
+                raise UserError(f"{what}; nothing more is written there. Resume it from where it is now: --resume DIR")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write inside: before, and if it fails, this raises as `require_in_place` does; a full disk ends the run."""
+        self.require_in_place()
+        try:
+            yield
+        except (OSError, UserError) as error:
+            self.require_in_place()
+            if not isinstance(error.__cause__, OSError):
+                raise
+            remedy = f"then continue with --resume {shlex.quote(str(self.path))}"
+            raise UserError(f"{error}, {remedy}") from error.__cause__
 
     def clear(self) -> None:
         """Remove a former run's files; its config is renamed first and removed last, to mark a half-removed run."""
@@ -122,29 +169,34 @@ class RunDirectory:
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
             files = [self.path / name for name in _FILES]
-            for path in (*files, self.report_path, *self.path.glob(f"{FAILURE_PREFIX}*")):
+            patterns = (f"{FAILURE_PREFIX}*", *(f"{EDITED_PREFIX}{path.name}*" for path in files))
+            found = (path for pattern in patterns for path in self.path.glob(pattern))
+            for path in (*files, self.report_path, *found):
                 path.unlink(missing_ok=True)
             self._removed_config_path.unlink(missing_ok=True)
 
     def read_config(self) -> TrainConfig:
-        """The run's config."""
+        """The run's config. Raises `UserError` that names a copy if it is damaged."""
         with explain_os_errors("read", self.config_path):
-            text = decoded(self.config_path.read_bytes(), str(self.config_path))
-        return TrainConfig.from_toml(text, origin=str(self.config_path))
+            content = read_file(self.config_path)
+        try:
+            return TrainConfig.from_toml(decoded(content, str(self.config_path)), origin=str(self.config_path))
+        except UserError as error:
+            raise UserError(f"{error}{self._copy_of_config()}") from None
+
+    def _copy_of_config(self) -> str:
+        """Where a checkpoint has a copy of the config, as the end of an error; empty without one."""
+        copies = [path for path in self.checkpoints.glob("*/config.toml") if path.parent.name.isdecimal()]
+        newest = max(copies, key=lambda path: int(path.parent.name), default=None)
+        return "" if newest is None else f"\nas it was at the newest checkpoint: cp {newest} {self.config_path}"
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the run's config."""
         write_atomic(self.config_path, config.to_toml())
 
     def read_environment(self) -> dict[str, Any]:
-        """Versions, device, threads and data fingerprint at the run's start."""
-        try:
-            environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
-            if missing := {"threads", "data_fingerprint"} - environment.keys():
-                raise ValueError(f"{', '.join(missing)} missing")
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{self.environment_path} is unreadable ({error}), so the run cannot be resumed") from None
-        return environment
+        """Versions, device, threads and data fingerprint at the run's start, and its id. Raises `UserError`."""
+        return read_environment(self.environment_path)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Record where and on what data the run started."""
@@ -152,11 +204,10 @@ class RunDirectory:
 
     def read_status(self) -> dict[str, Any]:
         """What `write_status` wrote last; empty if it cannot be read."""
-        try:
-            status = json.loads(self.status_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return status if isinstance(status, dict) else {}
+        with suppress(UserError):
+            status = read_json(self.status_path)
+            return status if isinstance(status, dict) else {}
+        return {}
 
     @property
     def state(self) -> str | None:
@@ -186,14 +237,27 @@ class RunDirectory:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": now}))
 
-    def cut_back(self, step: int, *, repeats_evaluation: bool = False) -> None:
+    def cut_back(
+        self,
+        step: int,
+        *,
+        repeats_evaluation: bool = False,
+        marks: Mapping[str, Any] | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written.
 
         repeats_evaluation: also remove the evaluation and the samples of this step.
+        marks: what the logs were at this step (`metrics.mark_of`), by name. Each one that was changed is reported.
         """
-        evaluated = step - 1 if repeats_evaluation else step
-        truncate_metrics(self.metrics_path, step, evaluated)
-        truncate_samples(self.samples_path, evaluated)
+        evaluated, logs = step - 1 if repeats_evaluation else step, (self.metrics_path, self.samples_path)
+        recorded = {path: marks[path.name] for path in logs if marks and path.name in marks}
+        changed = [path for path, mark in recorded.items() if not begins_as_marked(path, mark)]
+        copies = [truncate_metrics(logs[0], step, evaluated), truncate_samples(logs[1], evaluated)]
+        for path in changed:
+            notify(f"warning: {path} is not what the checkpoint of step {step} recorded: it was edited, cut or removed")
+        for copy in filter(None, copies):
+            notify(f"warning: only what the run itself wrote stays in that file; the edited one is kept as {copy}")
         with explain_os_errors("write", self.probes):
             for later in self.probed_steps:
                 if later > step:

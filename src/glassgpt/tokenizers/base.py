@@ -131,11 +131,10 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def concatenate_ids(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-    """Return the ids of several texts as `encode_documents` does."""
-    offsets = np.zeros(len(parts) + 1, dtype=np.uint64)
-    offsets[1:] = np.cumsum([len(part) for part in parts])
-    return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
+def offsets_of(texts: Sequence[Sized]) -> npt.NDArray[np.uint64]:
+    """Return the offsets (texts + 1,) of texts, or of their ids, one after another: where each begins and ends."""
+    lengths = np.fromiter(map(len, texts), dtype=np.uint64, count=len(texts))
+    return np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(lengths)])
 
 
 def batches_by_size(items: Iterable[T], limit: int) -> Iterator[list[T]]:
@@ -165,12 +164,17 @@ def surrogate_error(text: str, offset: int) -> UserError:
     return UserError(f"half a surrogate pair, {describe_character(text, offset)}, is not valid Unicode;\n{advice}")
 
 
-def encode_text(text: str, encoding: str = "utf-8") -> bytes:
-    """Return a text's bytes. Raises `UserError` for half a surrogate pair."""
+def encode_text(text: str) -> bytes:
+    """Return a text's UTF-8. Raises `UserError` for half a surrogate pair."""
+    return encode_texts([text])[0]
+
+
+def encode_texts(texts: Iterable[str]) -> list[bytes]:
+    """Return the UTF-8 of each text. Raises `UserError` for half a surrogate pair."""
     try:
-        return text.encode(encoding)
+        return [text.encode() for text in texts]
     except UnicodeEncodeError as error:
-        raise surrogate_error(text, error.start) from None
+        raise surrogate_error(error.object, error.start) from None
 
 
 def bytes_to_unicode() -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import BYTE_OF, concatenate_ids, describe_character, encode_text
+from glassgpt.tokenizers.base import BYTE_OF, batches_by_size, describe_character, encode_texts, offsets_of
 from glassgpt.tokenizers.base import Tokenizer as Tokenizer
 from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
@@ -18,6 +18,7 @@ from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, sha256_of, user_path, write_atomic
 
+_BATCH = 1 << 20  # characters looked at at once
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
@@ -38,7 +39,7 @@ class CharacterTokenizer(Tokenizer):
         if len(set(characters)) < len(characters):
             raise UserError("a character tokenizer lists each character once, but this list repeats one")
         self._characters = characters
-        codes = _code_points(characters)
+        codes = _code_points([characters])
         # The last entry, above every known character, stands for all code points beyond: `_ids` clips to it.
         self._unknown = np.uint32(len(characters))
         self._id_of = np.full(int(codes.max()) + 2, self._unknown, dtype=np.uint32)
@@ -49,21 +50,20 @@ class CharacterTokenizer(Tokenizer):
     def from_texts(cls, texts: Iterable[str]) -> "CharacterTokenizer":
         """Build from the sorted distinct characters of the texts. Raises `UserError` if there are none."""
         seen = np.zeros(0x110000, dtype=np.bool_)
-        for text in texts:
-            seen[_code_points(text)] = True
+        for batch in batches_by_size(texts, _BATCH):
+            seen[_code_points(batch)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))))
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return concatenate_ids([self._ids(text) for text in texts])
-
-    def _ids(self, text: str) -> npt.NDArray[np.uint32]:
-        ids = np.take(self._id_of, _code_points(text), mode="clip")
+        ids, offsets = np.take(self._id_of, _code_points(texts), mode="clip"), offsets_of(texts)
         unknown = ids == self._unknown
         if unknown.any():
-            character = describe_character(text, int(unknown.argmax()))
+            place = int(unknown.argmax())
+            number = int(np.searchsorted(offsets, place, side="right")) - 1
+            character = describe_character(texts[number], place - int(offsets[number]))
             advice = "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
             raise UserError(f"the character {character} is not one of this tokenizer's {self.vocab_size};\n{advice}")
-        return ids
+        return ids, offsets
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind, "characters": self._characters}, ensure_ascii=False) + "\n"
@@ -87,7 +87,8 @@ class BytesTokenizer(Tokenizer):
         self._set_table([bytes([value]) for value in range(256)])
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return concatenate_ids([np.frombuffer(encode_text(text), dtype=np.uint8).astype(np.uint32) for text in texts])
+        encoded = encode_texts(texts)
+        return np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.uint32), offsets_of(encoded)
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind}) + "\n"
@@ -247,5 +248,10 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
     write_atomic(directory / TOKENIZER_CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    return np.frombuffer(encode_text(text, "utf-32-le"), dtype="<u4")
+def _code_points(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
+    """Return the code points of the joined texts. Raises `UserError` for half a surrogate pair."""
+    try:
+        return np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
+    except UnicodeEncodeError:
+        encode_texts(texts)  # raises the error with the place in its text
+        raise

@@ -5,6 +5,7 @@ gives each token its bytes once, so that the bytes of incomplete characters can 
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -205,17 +206,19 @@ class HFTokenizer(FileTokenizer):
         try:
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises only plain exceptions
-            for text in texts:
-                base.encode_text(text)  # raises the better error
+            base.encode_texts(texts)  # raises the better error
             raise UserError(f"this tokenizer cannot encode the text: {error}") from error
-        parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-        for text, part in zip(texts, parts, strict=True):
-            if (part == self.vocab_size).any():
-                encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
-                offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-                character = base.describe_character(text, offset)
-                raise UserError(f"the character {character} has no id;\nremove or replace it")
-        return base.concatenate_ids(parts)
+        offsets = base.offsets_of(encodings)
+        every_id = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.fromiter(every_id, dtype=np.uint32, count=int(offsets[-1]))
+        unknown = ids == self.vocab_size
+        if unknown.any():
+            text = texts[int(np.searchsorted(offsets, unknown.argmax(), side="right")) - 1]
+            encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
+            offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
+            character = base.describe_character(text, offset)
+            raise UserError(f"the character {character} has no id;\nremove or replace it")
+        return ids, offsets
 
 
 def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from glassgpt.config.schema import EXECUTION_SETTINGS, TrainConfig
+from glassgpt.config.validation import flatten
 from glassgpt.data.sources import resolve as resolve_source
-from glassgpt.distributed.group import Ranks, process_group, under_torchrun
+from glassgpt.distributed.group import Ranks, process_group, require_same
 from glassgpt.runs.checkpoint import Checkpoint, latest_checkpoint, set_aside_later_checkpoints
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.interrupts import Interrupts
@@ -29,6 +31,7 @@ from glassgpt.training.step import NonFiniteError
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
+from glassgpt.utils.launcher import under_torchrun
 
 # Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
 SETTLING_SECONDS = 60.0
@@ -47,7 +50,7 @@ def train(
     torchrun restarts the ranks, the run that they began is resumed. Whether it fits into memory is not checked.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with _job(run, progress) as job:
+    with _job(run, progress, "train", config.to_dict()) as job:
         is_restart = job.ranks.is_main and _is_restart(run, config, overwrite, job.ranks)
         if job.ranks.all_gather_object(is_restart)[0]:
             job.progress.message(f"resuming {run.path}, which this torchrun job began")
@@ -66,11 +69,11 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     as it is. Raises `UserError` for a directory that is not a run, for changed data, for a changed setting that
     determines the numbers, for a device that lacks the precision, and if no checkpoint passes verification.
     """
-    directory = RunDirectory(run)
-    with _job(directory, progress) as job:
+    directory, changes = RunDirectory(run), execution if steps is None else {**execution, "steps": steps}
+    with _job(directory, progress, "train --resume", changes) as job:
         if job.ranks.is_main:
             directory.require_run()
-        job.resume(execution if steps is None else {**execution, "steps": steps})
+        job.resume(changes)
     return directory.path
 
 
@@ -94,12 +97,13 @@ class _Job:
             run.require_free(overwrite)
             require_loggers(config.log)
         state = setup_training(config, ranks, self.progress)
-        recorder = Recorder(run, state, self.progress, _request_of(config))
+        environment = {**environment_of(state), "run_id": secrets.token_hex(8)}
+        recorder = Recorder(run, state, self.progress, _request_of(config), environment)
         self.lock()
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
             run.clear()
-            run.write_environment(environment_of(state))
+            run.write_environment(environment)
             recorder.status("running")  # with launch and request, which `_is_restart` looks for
             run.write_config(state.config)
             run.cut_back(0)
@@ -117,10 +121,13 @@ class _Job:
             torch.set_num_threads(before["threads"])
         state = setup_training(config, ranks, progress, checkpoint, before)
         now = environment_of(state)
-        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
+        compared = [key for key in now if key in before or now[key]]  # a run of version 0.2 has no `variables`
+        if changed := [
+            f"{key} was {before.get(key)}, is {now[key]}" for key in compared if before.get(key) != now[key]
+        ]:
             progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
         status = run.read_status()
-        recorder = Recorder(run, state, progress, status.get("request"))
+        recorder = Recorder(run, state, progress, status.get("request"), before)
         if state.step >= state.steps and state.pending_evaluation is None:
             if status.get("state") != "finished":  # perhaps killed before this was written
                 recorder.status("finished")
@@ -129,8 +136,10 @@ class _Job:
         if checkpoint is None:
             progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
         if ranks.is_main:
-            repeats_evaluation = state.pending_evaluation is not None
-            run.cut_back(state.step if checkpoint is not None else -1, repeats_evaluation=repeats_evaluation)
+            repeats_evaluation, marks = state.pending_evaluation is not None, checkpoint.logs if checkpoint else {}
+            step = state.step if checkpoint is not None else -1
+            run.cut_back(step, repeats_evaluation=repeats_evaluation, marks=marks, notify=progress.message)
+            run.write_environment(before)
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
             recorder.status("running")
@@ -173,10 +182,15 @@ class _Job:
 
 
 @contextmanager
-def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
-    """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
+def _job(run: RunDirectory, progress: Progress | None, command: str, settings: Mapping[str, Any]) -> Iterator[_Job]:
+    """Connect the ranks; if a signal stopped the run, raise the exception that ends the process.
+
+    Raises `UserError` if the ranks were not all given the same `command`, run and `settings`.
+    """
     # A failure is recorded before the run's lock ends: then another process may resume it.
     with ExitStack() as until_the_end, process_group() as ranks:
+        facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "command": command}
+        require_same(ranks, {**facts, "run directory": run.path, **dict(flatten(settings))})
         job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), until_the_end)
         yield job
     if job.stopped_by is not None:
@@ -184,12 +198,19 @@ def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
         raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
 
 
+def _hash_of_code() -> str:
+    """Hash of this package's own files: ranks with other commits installed may have the same version number."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def _find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
     """Find the changed config, the checkpoint and the environment of the start, on the main rank, and share them."""
     ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
-    found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
+    with explain_os_errors("read", run.path):
+        found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     config, step, environment = found
     if step is None:
         return TrainConfig.from_dict(config), None, environment
@@ -203,16 +224,18 @@ def _find_resume_point(
 
 def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> tuple[dict[str, Any], int | None, Any]:
     """The changed config, the step of the checkpoint and the environment, as JSON values."""
-    environment, config = run.read_environment(), run.read_config()
-    checkpoint = latest_checkpoint(run.checkpoints, progress.message)
+    config, checkpoint = run.read_config(), latest_checkpoint(run.checkpoints, progress.message)
+    environment = _environment_at_start(run, checkpoint, progress)
     done, saved = (0, config) if checkpoint is None else (checkpoint.state.step, checkpoint.config)
     changed = config.override(**changes)  # which refuses unknown names and wrong values
     _require_same_numerics(run, changes, changed, saved)
-    steps = changes.get("steps")
-    if steps is not None and steps != config.steps:
-        if steps <= done:
-            raise UserError(f"the run {run.path} is already at step {done}: --steps must be larger")
-        progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
+    if (changed.steps, changed.epochs) != (saved.steps, saved.epochs):
+        where = "--steps" if "steps" in changes else f"steps in {run.config_path}"
+        if changed.steps is not None and changed.steps <= done:
+            raise UserError(f"the run {run.path} is already at step {done}: {where} must be larger")
+        length = f"{changed.epochs} epochs" if changed.steps is None else f"{changed.steps} steps"
+        edited = "" if "steps" in changes else f", as in {run.config_path}"
+        progress.message(f"from step {done} on, the schedule is that of a run of {length}{edited}")
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
             effect = ""
@@ -229,6 +252,24 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
         raise UserError(f"{str(error).splitlines()[0]}\n{moved}") from None
     require_loggers(changed.log)
     return changed.to_dict(), None if checkpoint is None else done, environment
+
+
+def _environment_at_start(run: RunDirectory, checkpoint: Checkpoint | None, progress: Progress) -> dict[str, Any]:
+    """What the run recorded when it began. The checkpoint's copy counts: it is verified, unlike the run's own file."""
+    copy = None if checkpoint is None else checkpoint.environment
+    try:
+        own = run.read_environment()
+    except UserError as error:
+        if checkpoint is None or copy is None:
+            raise UserError(f"{error}; the run cannot be resumed without it: restore it from a copy") from None
+        progress.message(f"warning: {error}; the copy in {checkpoint.path} is used")
+        return copy
+    if copy is None:
+        return own
+    edited = [f"{key} is {own.get(key)}, was {copy.get(key)}" for key in own | copy if own.get(key) != copy.get(key)]
+    if edited:
+        progress.message(f"warning: {run.environment_path} was edited and is restored: {'; '.join(edited)}")
+    return copy
 
 
 def _require_same_numerics(
@@ -262,7 +303,7 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
         raise UserError(f"{run.status_path} is unreadable, so a restart looks like a new run; use --resume {run.path}")
     own = (socket.gethostname(), os.getpid())  # which began it in an earlier call
     same_job = (status.get("launch"), status.get("request")) == (ranks.launch_id, _request_of(config))
-    if not same_job or own == (status["host"], status["pid"]):
+    if not same_job or own == (status.get("host"), status.get("pid")):
         return False
     if overwrite and not restarts:
         remedy = "choose another id to --overwrite the run, or leave out --overwrite to resume it"

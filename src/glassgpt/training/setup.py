@@ -1,12 +1,11 @@
 """The state of training, new or restored from a checkpoint: data, model and optimizers."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import SampleConfig, SamplingConfig, TrainConfig
+from glassgpt.config.validation import flatten
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import Ids
 from glassgpt.data.training_data import TrainingData, open_training_data, pinned, with_own_tokenizer
@@ -98,7 +98,8 @@ class TrainState:
         """This rank's sequences (B, T + 1) of the next update, on the device."""
         step, ahead = self.step, self.read_ahead
         rows = ahead[1].result() if ahead is not None and ahead[0] == step else self._read_local_rows(step)
-        self.read_ahead = (step + 1, self.reader.submit(self._read_local_rows, step + 1))
+        with suppress(RuntimeError):  # no more threads: the next call reads its rows itself
+            self.read_ahead = (step + 1, self.reader.submit(self._read_local_rows, step + 1))
         return rows.to(self.device, non_blocking=True)
 
     def _read_local_rows(self, step: int) -> Tensor:
@@ -132,8 +133,7 @@ def setup_training(
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuse now what the first sample would refuse
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
-    facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "config": config.to_toml()}
-    facts |= {"precision": precision, "data": data.fingerprint}
+    facts = {**dict(flatten(config.to_dict())), "precision": precision, "data": data.fingerprint}
     require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(hellaswag[0])})
     for block in model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)
@@ -229,12 +229,6 @@ def _compile(strategy: Strategy, backend: str) -> None:
     strategy.compile(backend)
 
 
-def _hash_of_code() -> str:
-    """Hash of this package's own files: ranks with other commits installed may have the same version number."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 def _open_data(
     config: TrainConfig, start: ModelSource | None, fingerprint: str | None, ranks: Ranks, progress: Progress
 ) -> tuple[TrainConfig, TrainingData]:
@@ -248,13 +242,12 @@ def _open_data(
     tokenizer = tokenizer_of(start) if start is not None and not from_data else None
     if tokenizer is None and config.init_from is not None:
         raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
-    data = open_training_data(config.data, tokenizer, progress.message)
+    log, is_first = progress.message, ranks.local_rank == 0  # which verifies the files for its host
+    data = open_training_data(config.data, tokenizer, log, fingerprint=fingerprint, check=is_first)
     if is_new and start is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
         raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
-    if ranks.local_rank == 0:
-        data.verify(progress.message)
     for dataset in data.datasets:
         if len(dataset.validation) < 2:
             raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")

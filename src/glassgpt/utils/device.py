@@ -18,6 +18,7 @@ import torch
 
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.gpu_specs import find_gpu
+from glassgpt.utils.openmp import numeric_variables
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -206,6 +207,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "variables": numeric_variables(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
     }

@@ -2,17 +2,20 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from glassgpt.utils.errors import UserError
 
@@ -23,6 +26,7 @@ _KEPT_OF_NAME = 48  # characters that a partial file keeps, so that its name fit
 
 # Limits of files that are read whole (the largest of them are tokenizers), and of what is nested in JSON and TOML.
 MOST_BYTES, _DEEPEST = 1 << 28, 100
+_DEEP_KEY = re.compile(rf"^[\s\[]*(?:[\w-]+\s*\.\s*){{{_DEEPEST}}}", re.MULTILINE)
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -31,6 +35,12 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "it is a directory; name a file",
+    errno.ENOENT: "there is no such file or directory; check the path",
+    errno.ELOOP: "its links form a circle; name the file itself",
+    errno.ENXIO: "nobody reads from it; start its reader first, or name a file",
+    errno.EIO: "the disk failed; check it, or use another one",
+    **dict.fromkeys((errno.ESTALE, errno.ENOTCONN), "the file system lost its connection; mount it again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit with `ulimit -n`"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied; choose a path that you may use"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a part of this path is not a directory; choose another path"),
 }
@@ -38,23 +48,27 @@ _REASONS = {
 
 @contextmanager
 def explain_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn errors that a user can fix (a full disk, missing permissions) into a `UserError`; other errors pass."""
+    """Turn errors of the operating system (a full disk, missing permissions) into a `UserError`; other errors pass.
+
+    Also a broken pipe passes: the command line ends without an error then.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        if error.errno is None or isinstance(error, BrokenPipeError):
             raise
         where = error.filename if action == "read" and error.filename else path
-        raise UserError(f"cannot {action} {where}: {_REASONS[error.errno]}") from error
+        raise UserError(f"cannot {action} {where}: {os_error_reason(error)}") from error
 
 
-@contextmanager
-def readable(path: Path | str) -> Iterator[None]:
+def os_error_reason(error: OSError) -> str:
+    """What an error of the operating system means, and how to fix it if that is known."""
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
+def readable(path: Path | str) -> AbstractContextManager[None]:
     """Turn every error of reading a file that the user named into a `UserError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return explain_os_errors("read", Path(path))
 
 
 def user_path(text: str | Path) -> Path:
@@ -67,10 +81,11 @@ def decoded(data: bytes, origin: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        where = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{origin} is not valid UTF-8: {where}; convert it to UTF-8, if it is text") from None
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a file to read. Raises `UserError` for a named pipe or a device, which may have no end, and `OSError`."""
 
     def without_waiting(name: str, flags: int) -> int:  # otherwise opening a named pipe waits for its writer
@@ -92,15 +107,25 @@ def read_file(path: Path | str, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, origin: str) -> Any:
-    """The value of JSON text. Raises `UserError` that names the origin, also if it is nested too deeply."""
+def parse_json(content: bytes | str, origin: str, *, unique_keys: bool = False) -> Any:
+    """The value of JSON text. Raises `UserError` that names the origin, also if it is nested too deeply.
+
+    `unique_keys`: refuse objects that have a key twice, of which Python's parser keeps the last value.
+    """
     try:
-        value = json.loads(decoded(content, origin) if isinstance(content, bytes) else content)
+        text = decoded(content, origin) if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
         _require_flat(value)
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{origin} is not valid JSON: {_why(error)}") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(value := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
     return value
 
 
@@ -110,9 +135,33 @@ def read_json(path: Path) -> Any:
         return parse_json(read_file(path), str(path))
 
 
+def sealed_json(value: Mapping[str, Any]) -> str:
+    """A JSON object with a hash of its content, by which `read_sealed` notices damage."""
+    return json.dumps({**value, "checksum": _checksum(value)}, indent=1) + "\n"
+
+
+def read_sealed(path: Path, *, needs_checksum: bool = True) -> dict[str, Any]:
+    """The object that `sealed_json` wrote to a file. Raises `UserError` if it is missing or damaged."""
+    with readable(path):
+        content = read_file(path, 1 << 30)  # the manifest of a dataset names every file of its source
+    value = parse_json(content, str(path), unique_keys=True)
+    if isinstance(value, dict):
+        own = _checksum(value)
+        if value.pop("checksum", None if needs_checksum else own) == own:
+            return value
+    raise UserError(f"{path} is damaged: its content has changed")
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    content = {key: each for key, each in value.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
     """The table in TOML text. Raises `UserError` that names the origin, also if it is nested too deeply."""
     try:
+        if _DEEP_KEY.search(text):  # tomllib would take minutes
+            raise RecursionError
         table = tomllib.loads(text)
         _require_flat(table)
     except (ValueError, RecursionError) as error:
@@ -137,20 +186,8 @@ def _require_flat(value: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_below(folder: Path, wanted: Callable[[str], bool], left_out: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield the files below a folder with wanted names, except in hidden, linked and `left_out` folders."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    skipped = frozenset(left_out)
-    for directory, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        yield from (Path(directory, name) for name in names if not name.startswith(".") and wanted(name))
 
 
 def flush_to_disk(path: Path) -> None:
@@ -173,7 +210,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
-        partial = path.with_name(f"{PARTIAL_PREFIX}{path.name[:_KEPT_OF_NAME]}.{os.getpid()}-{threading.get_ident()}")
+        partial = _partial_of(path)
         try:
             with open(partial, "wb") as file:
                 file.write(data)
@@ -184,6 +221,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         flush_to_disk(path.parent)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f"{PARTIAL_PREFIX}{path.name[:_KEPT_OF_NAME]}.{os.getpid()}-{threading.get_ident()}")
+
+
+def require_writable(path: Path) -> None:
+    """Raise `UserError` if `write_atomic` cannot write this file. Call it before long work. Makes the file's folder."""
+    with explain_os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            # Without waiting for a pipe's reader. It stays open until this process ends: its reader would end, too.
+            os.write(os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)), b"")
+            return
+        if path.exists():
+            path.open("r+b").close()  # a file that is read-only is not replaced
+        partial = _partial_of(path)
+        try:
+            partial.write_bytes(bytes(4096))  # a full disk has no room for it
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -213,6 +271,14 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             raise
         flush_to_disk(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def unused_path(path: Path) -> Path:
+    """The path, or if it exists, the first unused one of `NAME-2`, `NAME-3` and so on."""
+    unused, numbers = path, itertools.count(2)
+    while os.path.lexists(unused):
+        unused = path.with_name(f"{path.name}-{next(numbers)}")
+    return unused
 
 
 def remove_partials(directory: Path, pattern: str = "*") -> None:

@@ -1,0 +1,37 @@
+"""`environment.json`: the software, machine and data that a run began with, and the run's id.
+
+Resuming relies on some of it, so that these values are checked. The rest is compared with the present and reported.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from glassgpt.config.validation import PositiveCount, StrictConfig, between, types_of
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import read_json
+
+ENVIRONMENT_FILE = "environment.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReliedOn(StrictConfig):
+    """The values that resuming uses. Those with a default are missing in runs of earlier versions."""
+
+    threads: Annotated[int, between(1, 1024)]
+    data_fingerprint: str
+    processes: PositiveCount[int] = 1
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    run_id: str | None = None
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The content of an `environment.json`. Raises `UserError` if it is missing or damaged."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    try:
+        _ReliedOn.from_dict({name: values[name] for name in types_of(_ReliedOn) if name in values})
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return values
