@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -142,6 +143,23 @@ def test_ids_that_change_in_a_file_that_is_open_are_one_error(config: DataConfig
             read()
     tokens[5] = before[0, 5]
     assert (batches.batch_at(0) == before).all()
+
+
+def test_a_file_that_is_cut_off_while_it_is_open_is_an_error_and_a_replaced_one_is_not(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    """Reading beyond the end of a mapped file would end the process by SIGBUS."""
+    dataset = open_dataset(prepare(config, tmp_path / "out"))
+    path, last = dataset.directory / TOKENS, len(dataset.train) - 8
+    before = dataset.train.read(0, 8), dataset.train.read(last, 8)
+    copy = path.rename(tmp_path / "copy")  # the open file goes on under another name
+    path.write_bytes(b"")
+    assert (dataset.train.read(0, 8) == before[0]).all()
+    copy.rename(path)
+    os.truncate(path, 0)
+    with pytest.raises(UserError, match=TOKENS):
+        dataset.train.windows(np.array([0, last]), 8)
+    assert (dataset.train.read(last, 8) == before[1]).all()  # of another file
 
 
 @pytest.fixture

@@ -374,6 +374,25 @@ def test_an_export_may_write_into_an_existing_directory_without_files(
         load(folder.resolve())
 
 
+def test_padding_above_the_models_ids_does_not_prevent_loading(run: Path, tmp_path: Path) -> None:
+    """No text becomes a special token, unlike other added tokens."""
+    export(run, tmp_path / "hf")
+    model, tokenizer = load(tmp_path / "hf")
+    assert tokenizer is not None
+    content = json.loads(tokenizer.to_hugging_face())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for is_special in (True, False):
+        token = {"id": model.vocab_size, "content": "<pad>", "special": is_special, **flags}
+        (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": [token]}))
+        if is_special:
+            _, padded = load(tmp_path / "hf")
+            assert padded is not None
+            assert padded.vocab_size == model.vocab_size + 1
+        else:
+            with pytest.raises(UserError, match=f"{model.vocab_size + 1} ids and the model {model.vocab_size}"):
+                load(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("moves", range(6))
 def test_an_export_that_was_killed_can_be_repeated(
     run: Path, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch

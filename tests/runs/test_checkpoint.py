@@ -250,7 +250,7 @@ def test_a_directory_of_damaged_checkpoints_is_an_error_and_one_without_returns_
     warnings: list[str] = []
     with pytest.raises(UserError, match="no checkpoint in"):
         latest_checkpoint(checkpoints, warnings.append)
-    assert [warning.count("model.safetensors does not match") for warning in warnings] == [1, 1, 1]
+    assert [warning.count("damaged: model.safetensors") for warning in warnings] == [1, 1, 1]
     for folder in (checkpoints / "missing", checkpoints.parent):
         assert latest_checkpoint(folder, warnings.append) is None
 

@@ -10,7 +10,7 @@ from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.recorder import Recorder
-from glassgpt.training.setup import setup_training
+from glassgpt.training.setup import environment_of, setup_training
 from kill_harness import tiny_config, write_text
 
 
@@ -33,6 +33,7 @@ def test_only_the_main_rank_writes(tmp_path: Path, rank: int) -> None:
 
     if rank == 0:
         run.path.mkdir()
+        run.write_environment(environment_of(state))
     recorder.begin()
     wrote()
     calls: list[Callable[[], None]] = [

@@ -38,8 +38,7 @@ class Windows:
 
     def at(self, numbers: Ids) -> Ids:
         """Return the windows (B, T + 1) of these numbers (B,), which must not decrease."""
-        length = self._context_length + 1
-        return np.stack([self._stream.read(start, length) for start in self._starts(numbers).tolist()])
+        return self._stream.windows(self._starts(numbers), self._context_length + 1)
 
     def _starts(self, numbers: Ids) -> Ids:
         """The first token (B,) of each window."""

@@ -58,7 +58,12 @@ class TokenStream:
         indexes: Sequence[Path] | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
+        self.parts = parts
+        self._views = [np.asarray(part) for part in parts]  # slicing a memmap object is ten times slower
+        files = {
+            i: Path(part.filename) for i, part in enumerate(parts) if isinstance(part, np.memmap) and part.filename
+        }
+        self._files = {i: (path, path.stat()) for i, path in files.items()}
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self.name, self.indexes, self.vocab_size = name, indexes, vocab_size
 
@@ -78,23 +83,39 @@ class TokenStream:
         return np.concatenate(starts)
 
     def read(self, start: int, length: int) -> Ids:
-        """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N.
+        """Return tokens (length,) from `start` on, across parts. Raises as `windows` does."""
+        return self.windows(np.array([start]), length)[0]
 
-        Raises `UserError` for an id outside the vocabulary, if that is known: a file was damaged after it was verified.
+    def windows(self, starts: Ids, length: int) -> Ids:
+        """Return tokens (B, length) from each of the `starts` (B,) on, across parts.
+
+        Raises `IndexError` outside 0 to N, and `UserError` if a file was damaged since it was verified: if it was cut
+        off, or has an id outside the vocabulary, if that is known.
         """
-        if not 0 <= start <= start + length <= len(self):
-            raise IndexError(f"tokens {start} to {start + length} of a {self.name} that has {len(self)}")
-        tokens, filled = np.empty(length, dtype=np.int64), 0
-        part = int(np.searchsorted(self._ends, start, side="right")) - 1
-        while filled < length:
-            begin = start + filled - int(self._ends[part])
-            piece = self.parts[part][begin : begin + length - filled]
-            tokens[filled : filled + len(piece)] = piece
-            filled, part = filled + len(piece), part + 1
+        if not 0 <= starts.min() <= starts.max() + length <= len(self):
+            raise IndexError(f"{length} tokens from {starts.min()} to {starts.max()} of {len(self)} of a {self.name}")
+        self._require_complete(starts, length)
+        tokens = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(tokens, starts.tolist(), strict=True):
+            filled, part = 0, int(np.searchsorted(self._ends, start, side="right")) - 1
+            while filled < length:
+                begin = start + filled - int(self._ends[part])
+                piece = self._views[part][begin : begin + length - filled]
+                row[filled : filled + len(piece)] = piece
+                filled, part = filled + len(piece), part + 1
         if self.vocab_size is not None and length and tokens.max() >= self.vocab_size:
-            problem = f"token id {tokens.max()} at {start:,} or later, but there are {self.vocab_size:,} ids"
+            problem = f"it has id {tokens.max()}, but there are {self.vocab_size:,} ids"
             raise UserError(f"the {self.name} is damaged: {problem}; a file has changed since it was opened")
         return tokens
+
+    def _require_complete(self, starts: Ids, length: int) -> None:
+        """Raise `UserError` if a file to be read was cut off since it was opened: reading it would kill the process."""
+        parts = np.searchsorted(self._ends, [starts, starts + max(0, length - 1)], side="right") - 1
+        for path, opened in (self._files[part] for part in np.unique(parts).tolist() if part in self._files):
+            with suppress(FileNotFoundError):  # a file that was removed or replaced stays readable
+                status = path.stat()
+                if status.st_size < opened.st_size and status.st_ino == opened.st_ino:
+                    raise UserError(f"{path} was cut off while it was used; prepare the dataset again")
 
     def evaluation_batches(
         self, context_length: int, batch_size: int, limit: int | None = None, rank: int = 0, world_size: int = 1

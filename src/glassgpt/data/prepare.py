@@ -38,30 +38,32 @@ def prepare(
     log: Log = lambda line: None,
     *,
     workers: int | None = None,
+    check: bool = True,
 ) -> Path:
     """Prepare the dataset, unless it is up to date, and return its directory: `out`, or one in the cache.
 
     A `tokenizer` (of a trained model) replaces the one that `data` names. A source that is a prepared dataset is
     returned as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind
     that it names (see `require_tokenizer`). The result does not depend on the number of `workers` (default: one per
-    core). A call resumes an interrupted one. Raises `UserError` for a bad source, or an `out` with other content.
+    core). A call resumes an interrupted one. Without `check` an existing dataset is not verified: another process did.
+    Raises `UserError` for a bad source, or an `out` with other content.
     """
     wanted = _request(data, out, tokenizer)
     if isinstance(wanted, Path):
         return wanted
-    if _is_up_to_date(wanted, log):
+    if _is_up_to_date(wanted, check, log):
         return wanted.directory
     if out is not None:
         _require_replaceable(wanted.directory)  # before the lock, whose file is created next to it
     with _locked(wanted.directory, wanted.sources[0], log):
-        if not _is_up_to_date(wanted):  # another process may have prepared it meanwhile
+        if not _is_up_to_date(wanted, check):  # another process may have prepared it meanwhile
             if out is not None and (replaced := _require_replaceable(wanted.directory)) is not None:
                 log(f"replacing the dataset {wanted.directory}, prepared from {replaced}")
             DatasetBuilder(wanted, data, log).build(workers)
     return wanted.directory
 
 
-def find_prepared(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Path, bool]:
+def find_prepared(data: DataConfig, tokenizer: Tokenizer | None, check: bool = True) -> tuple[Path, bool]:
     """The directory that `prepare` returns without `out`, and whether a dataset in it is of the text as it is now.
 
     Raises `UserError` for a source that does not exist.
@@ -70,7 +72,7 @@ def find_prepared(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Path, 
     if isinstance(wanted, Path):
         return wanted, True
     with suppress(UserError):  # of a folder without text
-        return wanted.directory, _is_up_to_date(wanted)
+        return wanted.directory, _is_up_to_date(wanted, check)
     return wanted.directory, False
 
 
@@ -132,7 +134,7 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     return directory
 
 
-def _is_up_to_date(wanted: Request, log: Log = lambda line: None) -> bool:
+def _is_up_to_date(wanted: Request, check: bool, log: Log = lambda line: None) -> bool:
     """Whether an undamaged dataset of the text as it is now lies in the directory."""
     try:
         manifest = read_manifest(wanted.directory)
@@ -142,7 +144,8 @@ def _is_up_to_date(wanted: Request, log: Log = lambda line: None) -> bool:
         pairs = zip(wanted.sources, identities, strict=True)
         if len(identities) != len(wanted.sources) or not all(source.is_unchanged(each) for source, each in pairs):
             return False
-        verify(wanted.directory, log)
+        if check:
+            verify(wanted.directory, log)
     except DamagedDatasetError as error:
         log(f"{str(error).splitlines()[0]}; it is prepared again")
         return False

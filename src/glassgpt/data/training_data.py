@@ -69,14 +69,14 @@ def open_training_data(
         return TrainingData(datasets, tuple(weights))
 
     if fingerprint is not None:
-        found = [find_prepared(part, tokenizer) for part in parts]
+        found = [find_prepared(part, tokenizer, check) for part in parts]
         with suppress(UserError):  # nothing is there, or it is damaged
             former = opened(directory for directory, _ in found)
             if former.fingerprint == fingerprint:
                 for name in (part.source for part, (_, is_current) in zip(parts, found, strict=True) if not is_current):
                     log(f"{name} has changed since the run began; the run uses the dataset that it began with")
                 return former
-    return opened(prepare(part, tokenizer=tokenizer, log=log) for part in parts)
+    return opened(prepare(part, tokenizer=tokenizer, log=log, check=check) for part in parts)
 
 
 def _common_tokenizer(data: DataConfig) -> Tokenizer:

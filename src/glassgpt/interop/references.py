@@ -132,16 +132,17 @@ def read_reference(reference: str | Path, read: Callable[[ModelSource], T], veri
         try:
             with explain_os_errors("read", Path(reference)):
                 return read(find_model(reference, verify=verify))
-        except FileNotFoundError as error:
-            missing = error.filename or error
-    raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    raise UserError(f"{reference}: its files were removed while they were read; try again, or name another checkpoint")
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:
     """The model's tokenizer. Raises `UserError` if it has more ids than the model."""
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        sizes = f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}"
+    if tokenizer is not None and tokenizer.model_vocab_size > vocab_size:
+        sizes = f"the tokenizer has {tokenizer.model_vocab_size:,} ids and the model {vocab_size:,}"
         raise UserError(f"{source.path}: {sizes}, so they do not match; put the model's own tokenizer.json there")
     return tokenizer
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import TrainConfig
-from glassgpt.config.validation import Range, StrictConfig
+from glassgpt.config.validation import Count, NotNegative, StrictConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.runs.environment import ENVIRONMENT_FILE, read_environment
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -37,8 +37,8 @@ from glassgpt.utils.files import (
     atomic_directory,
     decoded,
     finite,
-    parse_json,
     read_file,
+    read_object,
     remove_partials,
     sha256_of,
     unused_path,
@@ -49,28 +49,25 @@ LOGS_FILE = "logs.json"
 _FILES = {"model.safetensors", OPTIMIZER_FILE, "config.toml", "tokenizer.json", "state.json"}
 _STEP_NAME = re.compile(r"\d{6,}")
 
-_COUNT = Range("from 0 to 2**53", lambda value: 0 <= value <= 2**53)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState(StrictConfig):
     """The state of training besides weights and optimizer: the progress of the run, and its best step."""
 
-    step: Annotated[int, _COUNT]  # updates done
+    step: Count[int]  # updates done
     val_loss: float | None = None  # at this step, in nats per token; None if it was not evaluated, or not finite
-    best_step: Annotated[int | None, _COUNT] = None
+    best_step: Count[int | None] = None
     best_val_loss: float | None = None
     scaler: dict[str, float | int] | None = None  # the loss scale of float16 training
     data_fingerprint: str | None = None
     recent: list[list[float]] | None = None  # loss and gradient norm of the last updates, if outliers are skipped
-    tokens_seen: Annotated[int | None, _COUNT] = None  # None before 2026-11-22, when all updates had the same size
+    tokens_seen: NotNegative[int | None] = None  # None before 2026-11-22, when all updates had the same size
     # Gradient norms for the evaluation of this step if a signal interrupted it: a resumed run evaluates first.
     pending_evaluation: dict[str, float] | None = None
 
     def check(self) -> None:
         self.require("recent", all(len(pair) == 2 for pair in self.recent or ()), "pairs of a loss and a norm")
-        scale = (self.scaler or {}).get("scale", 1.0)
-        self.require("scaler", scale > 0, "a table with a scale above 0")
+        self.require("scaler", (self.scaler or {}).get("scale", 1.0) > 0, "a table with a scale above 0")
 
 
 @dataclass(frozen=True)
@@ -79,48 +76,22 @@ class Checkpoint:
 
     path: Path
 
-    def damage(self, problem: str) -> UserError:
-        """The error for a damaged checkpoint."""
-        return UserError(f"checkpoint {self.path} is damaged: {problem}")
-
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
+    def reading(self, name: str) -> Iterator[None]:
         """Raise `UserError` if a file is damaged, but `OSError` if it may not be read or the checkpoint was removed."""
         try:
             yield
-        except PermissionError:
-            raise
-        except OSError as error:
-            if not self.path.is_dir():
-                raise
-            raise self.damage(f"{name} cannot be read ({error.strerror})") from None
-        except UserError as error:
-            raise self.damage(str(error)) from None
-
-    def read_object(self, name: str) -> dict[str, Any]:
-        """The object in one of the JSON files. Raises `UserError` if it is damaged."""
-        with self._reading(name):
-            values = parse_json(read_file(self.path / name), name)
-            if not isinstance(values, dict):
-                raise UserError(f"{name} is not a JSON object")
-        return values
-
-    def verify(self, name: str, expected: object) -> None:
-        """Raise `UserError` if a file does not have the expected sha256; name the run's own copy of it, if it has."""
-        with self._reading(name):
-            is_intact = sha256_of(self.path / name) == expected
-        if not is_intact:
-            own, remedy = self.path.parent.parent / name, ""
-            if own.is_file() and sha256_of(own) == expected:
-                remedy = f"; copy {own}, which is intact, over it"
-            raise self.damage(f"{name} does not match its sha256{remedy}")
+        except (OSError, UserError) as error:
+            cause = error.__cause__ if isinstance(error, UserError) else error
+            if isinstance(cause, OSError) and (isinstance(cause, PermissionError) or not self.path.is_dir()):
+                raise cause from None
+            raise UserError(f"checkpoint {self.path} is damaged: {name}: {error}") from None
 
     @property
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
-        path = self.path / "config.toml"
-        with self._reading(path.name):
-            return TrainConfig.from_toml(decoded(read_file(path), path.name), origin=str(path))
+        with self.reading("config.toml"):
+            return TrainConfig.from_toml(decoded(read_file(self.path / "config.toml"), "it"))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -150,39 +121,32 @@ class Checkpoint:
     @property
     def state(self) -> TrainingState:
         """Training progress. Raises `UserError` if it is damaged, or if this is another step's or run's checkpoint."""
-        values = self.read_object("state.json")
-        values["val_loss"] = finite(values.get("val_loss"))  # version 0.2 wrote NaN
-        with self._reading("state.json"):
+        with self.reading("state.json"):
+            values = read_object(self.path / "state.json")
+            values["val_loss"] = finite(values.get("val_loss"))  # version 0.2 wrote NaN
             state = TrainingState.from_dict(values)
-        if _STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
-            raise self.damage(f"it is the checkpoint of step {state.step}; rename it to {state.step:06d}")
-        self._require_own_run()
+            if _STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
+                raise UserError(f"it is of step {state.step}; rename the checkpoint to {state.step:06d}")
+        own, run = self.environment, self.path.absolute().parent.parent
+        try:
+            here = read_environment(run / ENVIRONMENT_FILE)
+        except UserError:  # outside of a run, or its file is damaged: there is nothing to compare with
+            return state
+        if own is not None and own.get("run_id") != here.get("run_id"):
+            raise UserError(f"checkpoint {self.path} was saved by another run than {run}; move it out of there")
         return state
 
     @property
     def environment(self) -> dict[str, Any] | None:
         """The copy of the run's `environment.json`; None in a checkpoint of version 0.2."""
-        path = self.path / ENVIRONMENT_FILE
-        return read_environment(path) if path.exists() else None
+        with self.reading(ENVIRONMENT_FILE):
+            return read_environment(self.path / ENVIRONMENT_FILE) if (self.path / ENVIRONMENT_FILE).exists() else None
 
     @property
     def logs(self) -> dict[str, Any]:
         """The marks of the run's logs at this step by file name (`metrics.mark_of`); empty if version 0.2 wrote it."""
-        return self.read_object(LOGS_FILE) if (self.path / LOGS_FILE).exists() else {}
-
-    def _require_own_run(self) -> None:
-        """Raise `UserError` if this lies in the directory of another run than the one that saved it."""
-        own, folder = self.environment, self.path.absolute().parent
-        if own is None or folder.name != "checkpoints":
-            return
-        try:
-            here = read_environment(folder.parent / ENVIRONMENT_FILE)
-        except UserError:  # then there is nothing to compare with
-            return
-        if own.get("run_id") != here.get("run_id"):
-            raise UserError(
-                f"checkpoint {self.path} was saved by another run than {folder.parent}; move it out of there"
-            )
+        with self.reading(LOGS_FILE):
+            return read_object(self.path / LOGS_FILE) if (self.path / LOGS_FILE).exists() else {}
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
@@ -271,12 +235,16 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
     the directory does not exist (any more).
     """
     checkpoint = Checkpoint(path)
-    sums = checkpoint.read_object("manifest.json").get("sha256")
-    if not isinstance(sums, dict) or not _FILES <= sums.keys() <= _FILES | {ENVIRONMENT_FILE, LOGS_FILE}:
-        raise checkpoint.damage("manifest.json does not name the files of a checkpoint")
-    for name in sums:
-        if for_training or name != OPTIMIZER_FILE:
-            checkpoint.verify(name, sums[name])
+    with checkpoint.reading("manifest.json"):
+        sums = read_object(path / "manifest.json").get("sha256")
+        if not isinstance(sums, dict) or not _FILES <= sums.keys() <= _FILES | {ENVIRONMENT_FILE, LOGS_FILE}:
+            raise UserError("it does not name the files of a checkpoint")
+    for name in sums.keys() - ({OPTIMIZER_FILE} if not for_training else set()):
+        with checkpoint.reading(name):
+            if sha256_of(path / name) != sums[name]:
+                own = path.parent.parent / name
+                is_intact = own.is_file() and sha256_of(own) == sums[name]
+                raise UserError(f"it does not match its sha256{f'; copy {own} over it' if is_intact else ''}")
     _ = checkpoint.state  # raises if it belongs to another step or run
     return checkpoint
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from glassgpt.config.validation import PositiveCount, StrictConfig, between, types_of
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import read_json
+from glassgpt.utils.files import read_object
 
 ENVIRONMENT_FILE = "environment.json"
 
@@ -27,9 +27,7 @@ class _ReliedOn(StrictConfig):
 
 def read_environment(path: Path) -> dict[str, Any]:
     """The content of an `environment.json`. Raises `UserError` if it is missing or damaged."""
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object")
+    values = read_object(path)
     try:
         _ReliedOn.from_dict({name: values[name] for name in types_of(_ReliedOn) if name in values})
     except UserError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, finite, open_regular, unused_path, write_atomic
+from glassgpt.utils.files import explain_os_errors, finite, unused_path, write_atomic
 
 Record = dict[str, Any]
 
@@ -129,9 +129,8 @@ def read_metrics(source: Path | bytes) -> Metrics:
 def _content(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    with explain_os_errors("read", source), suppress(FileNotFoundError), open_regular(source) as file:
-        return file.read()
-    return b""
+    with explain_os_errors("read", source):
+        return source.read_bytes() if source.is_file() else b""
 
 
 def mark_of(source: Path | bytes) -> str:

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -33,7 +33,7 @@ from glassgpt.utils.files import (
     decoded,
     explain_os_errors,
     read_file,
-    read_json,
+    read_object,
     remove_partials,
     user_path,
     write_atomic,
@@ -142,9 +142,7 @@ class RunDirectory:
             except (FileNotFoundError, NotADirectoryError):
                 is_in_place = False
             if not is_in_place:
-                what = (
-                    f"the run {self.path} was moved, removed or replaced during training, or its {Path(file.name).name}"
-                )
+                what = f"the run {self.path} (or {file.name}) was moved, removed or replaced during training"
                 raise UserError(f"{what}; nothing more is written there. Resume it from where it is now: --resume DIR")
 
     @contextmanager
@@ -169,20 +167,19 @@ class RunDirectory:
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
             files = [self.path / name for name in _FILES]
-            patterns = (f"{FAILURE_PREFIX}*", *(f"{EDITED_PREFIX}{path.name}*" for path in files))
-            found = (path for pattern in patterns for path in self.path.glob(pattern))
-            for path in (*files, self.report_path, *found):
+            edited = (path for name in _FILES for path in self.path.glob(f"{EDITED_PREFIX}{name}*"))
+            for path in (*files, self.report_path, *self.path.glob(f"{FAILURE_PREFIX}*"), *edited):
                 path.unlink(missing_ok=True)
             self._removed_config_path.unlink(missing_ok=True)
 
     def read_config(self) -> TrainConfig:
         """The run's config. Raises `UserError` that names a copy if it is damaged."""
-        with explain_os_errors("read", self.config_path):
-            content = read_file(self.config_path)
+        origin = str(self.config_path)
         try:
-            return TrainConfig.from_toml(decoded(content, str(self.config_path)), origin=str(self.config_path))
+            with explain_os_errors("read", self.config_path):
+                return TrainConfig.from_toml(decoded(read_file(self.config_path), origin), origin)
         except UserError as error:
-            raise UserError(f"{error}{self._copy_of_config()}") from None
+            raise UserError(f"{error}{self._copy_of_config()}") from error.__cause__
 
     def _copy_of_config(self) -> str:
         """Where a checkpoint has a copy of the config, as the end of an error; empty without one."""
@@ -205,8 +202,7 @@ class RunDirectory:
     def read_status(self) -> dict[str, Any]:
         """What `write_status` wrote last; empty if it cannot be read."""
         with suppress(UserError):
-            status = read_json(self.status_path)
-            return status if isinstance(status, dict) else {}
+            return read_object(self.status_path)
         return {}
 
     @property
@@ -237,29 +233,21 @@ class RunDirectory:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": now}))
 
-    def cut_back(
-        self,
-        step: int,
-        *,
-        repeats_evaluation: bool = False,
-        marks: Mapping[str, Any] | None = None,
-        notify: Callable[[str], None] = lambda text: None,
-    ) -> None:
+    def changed_logs(self, marks: Mapping[str, Any]) -> list[Path]:
+        """The logs that do not begin any more as their marks say, which a checkpoint has (`metrics.mark_of`)."""
+        logs = (self.metrics_path, self.samples_path)
+        return [path for path in logs if path.name in marks and not begins_as_marked(path, marks[path.name])]
+
+    def cut_back(self, step: int, *, repeats_evaluation: bool = False) -> list[Path]:
         """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written.
 
-        repeats_evaluation: also remove the evaluation and the samples of this step.
-        marks: what the logs were at this step (`metrics.mark_of`), by name. Each one that was changed is reported.
+        repeats_evaluation: also remove the evaluation and the samples of this step. Returns copies of edited logs.
         """
-        evaluated, logs = step - 1 if repeats_evaluation else step, (self.metrics_path, self.samples_path)
-        recorded = {path: marks[path.name] for path in logs if marks and path.name in marks}
-        changed = [path for path, mark in recorded.items() if not begins_as_marked(path, mark)]
-        copies = [truncate_metrics(logs[0], step, evaluated), truncate_samples(logs[1], evaluated)]
-        for path in changed:
-            notify(f"warning: {path} is not what the checkpoint of step {step} recorded: it was edited, cut or removed")
-        for copy in filter(None, copies):
-            notify(f"warning: only what the run itself wrote stays in that file; the edited one is kept as {copy}")
+        evaluated = step - 1 if repeats_evaluation else step
+        copies = [truncate_metrics(self.metrics_path, step, evaluated), truncate_samples(self.samples_path, evaluated)]
         with explain_os_errors("write", self.probes):
             for later in self.probed_steps:
                 if later > step:
                     self.probe_path(later).unlink()
             remove_partials(self.probes)
+        return [copy for copy in copies if copy is not None]

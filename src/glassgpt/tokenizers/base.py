@@ -36,6 +36,7 @@ class Tokenizer(ABC):
     """The special ids that a prompt begins with, such as <s> of Llama; empty for most. `encode` leaves them out."""
     _table: list[bytes]
     _special: frozenset[int] = frozenset()
+    _unknown_id: int | None = None
 
     def _set_table(self, table: list[bytes]) -> None:
         self._table, self.vocab_size = table, len(table)
@@ -87,6 +88,12 @@ class Tokenizer(ABC):
     def is_text(self) -> npt.NDArray[np.bool_]:
         """Whether each id (V,) stands for text: not the special tokens, nor the one for unknown characters."""
         return ~np.isin(np.arange(self.vocab_size), list(self._special))
+
+    @property
+    def model_vocab_size(self) -> int:
+        """Ids that a model needs: not the special tokens above all others that no text becomes, such as padding."""
+        needed = [*np.flatnonzero(self.is_text).tolist(), *self.document_marks, self._unknown_id or 0]
+        return max(needed) + 1
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         """Return the bytes (V,) that each id stands for within a text; 0 for ids that are not text."""

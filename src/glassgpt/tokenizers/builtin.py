@@ -16,7 +16,17 @@ from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, sha256_of, user_path, write_atomic
+from glassgpt.utils.files import (
+    decoded,
+    explain_os_errors,
+    parse_json,
+    read_file,
+    read_json,
+    readable,
+    sha256_of,
+    user_path,
+    write_atomic,
+)
 
 _BATCH = 1 << 20  # characters looked at at once
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -126,7 +136,7 @@ def vocabulary_tokenizer(texts: Sequence[str]) -> Tokenizer:
         raise UserError("it lists a text twice")
     # With equal scores, the split of the highest score has the fewest pieces.
     model = {"type": "Unigram", "unk_id": None, "vocab": [[text, -1.0] for text in texts], "byte_fallback": False}
-    return HFTokenizer(format_tokenizer_json(None, {"type": "Fuse"}, model))
+    return HFTokenizer(format_tokenizer_json({"type": "Sequence", "pretokenizers": []}, {"type": "Fuse"}, model))
 
 
 def gpt2_tokenizer() -> BPETokenizer:
@@ -174,19 +184,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
     A `tokenizer_config.json` in the same folder names the end of text (`eos_token`). Raises `UserError`, naming the
     file, if it is missing, damaged or of an unsupported kind.
     """
+    with readable(path):
+        text = decoded(read_file(path), str(path))
+    end_of_text = _configured_end_of_text(path.with_name(TOKENIZER_CONFIG))
     try:
-        return _restore(path.read_bytes().decode(), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
-    except OSError as error:
-        raise UserError(f"cannot read the tokenizer {error.filename or path}: {error.strerror}") from error
+        return _restore(text, end_of_text)
     except UserError as error:
         raise UserError(f"cannot use the tokenizer {path}: {error}") from error
-    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON
-        advice = "copy it from another checkpoint or dataset"
-        raise UserError(f"the tokenizer {path} is damaged ({error}); {advice}") from error
 
 
 def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
-    match json.loads(text):
+    match parse_json(text, "it"):
         case {"kind": "characters", "characters": str(characters)}:
             return CharacterTokenizer(characters)
         case {"kind": "bytes"}:
@@ -210,10 +218,7 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
 
 def _configured_end_of_text(path: Path) -> str | None:
     """Return the `eos_token` of a tokenizer_config.json, None if there is no such file."""
-    try:
-        config = json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise UserError(f"{path.name} in the same folder is damaged ({error})") from error
+    config = read_json(path) if path.is_file() else None
     match config:
         case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
             return name

@@ -8,8 +8,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from glassgpt.tokenizers import base
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, Tokenizer
+from glassgpt.tokenizers.limits import MOST_IDS, require_bounded, steps
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import parse_json
 
 # Names of the end of text without a tokenizer_config.json: of GPT-2, Llama 3, Llama 2 and Mistral, Gemma, DeepSeek, and
 # two that smaller projects use.
@@ -32,16 +34,37 @@ _NO_TEXT = "\U0010ffff"
 _UNKNOWN = _NO_TEXT + "unknown"  # more than one character, or BPE would find it
 
 
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn the errors of a damaged file, and those of the libraries, into a `UserError` of one line."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        # A panic of the libraries, which are in Rust, is not an `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{what} ({' '.join(reason[:200].split())})") from None
+
+
 class FileTokenizer(Tokenizer):
     """What tokenizers of a `tokenizer.json` share: its text, which they keep unchanged, and its special tokens."""
 
     def _read(self, tokenizer_json: str, end_of_text: str | None) -> dict[str, Any]:
-        """Set everything but the table, and return the file's content."""
-        content: dict[str, Any] = json.loads(tokenizer_json)
+        """Set everything but the table, and return the file's content. Raises `ValueError` if it has contradictions."""
+        content: dict[str, Any] = parse_json(tokenizer_json, "it")
+        require_bounded(content)
         self._json, self._end_of_text_name = tokenizer_json, end_of_text
         self.end_of_text = find_end_of_text(content, end_of_text)
         self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
-        self._special = find_special_ids(content, self.end_of_text)
+        ids, model = token_ids(content), content["model"]
+        name = model.get("unk_token")
+        self._unknown_id = model.get("unk_id") if name is None else ids.get(name)
+        self._special = find_special_ids(content, self.end_of_text, self._unknown_id)
+        if missing := set(self.document_marks) - set(ids.values()):
+            raise ValueError(f"its post_processor has an id without a token, {min(missing)}")
         return content
 
     def text_bytes(self, ids: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -51,13 +74,10 @@ class FileTokenizer(Tokenizer):
     @cached_property
     def _first_lengths(self) -> npt.NDArray[np.int64]:
         """The bytes (V,) that each id stands for at the beginning of a text."""
-        added = b""  # what the tokenizer puts before a text, and decoding keeps
-        for character in "a0.":
-            with suppress(UserError):  # it has no id
-                text = self.decode_bytes(self.encode(character))
-                if text.endswith(character.encode()):
-                    added = text[:-1]
-                    break
+        text = b""
+        with suppress(UserError):  # it has no letter "a"
+            text = self.decode_bytes(self.encode("a"))
+        added = text[:-1] if text.endswith(b"a") else b""  # what the tokenizer puts before a text and decoding keeps
         first = [len(self.decode_bytes([i]).removeprefix(added)) for i in range(self.vocab_size)]
         return np.array(first, dtype=np.int64) * self.is_text
 
@@ -82,13 +102,10 @@ class BPETokenizer(FileTokenizer):
     def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
         from fastokens import Tokenizer as Encoder
 
-        try:
+        with _explained("not a byte-level BPE of a Hugging Face tokenizer.json"):
             content = self._read(tokenizer_json, end_of_text)
             self._set_table(_byte_level_table(content))
             self._encoder = Encoder.from_json_str(tokenizer_json)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"not a byte-level BPE of a Hugging Face tokenizer.json ({reason})") from error
         self._encoder.no_truncation()  # a file made for a model of 1,024 tokens may ask for it
         self.kind = "gpt2" if hashlib.sha256(b"\n".join(self._table)).hexdigest() == _GPT2_TOKENS else "bpe"
 
@@ -107,10 +124,11 @@ class BPETokenizer(FileTokenizer):
         return cls(format_tokenizer_json(byte_level, byte_level, model, special))
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        try:
-            ids, offsets = self._encoder.encode_batch_flat(list(texts), split_special_tokens=True)
-        except UnicodeEncodeError as error:
-            raise base.surrogate_error(error.object, error.start) from None
+        with _explained("this tokenizer cannot encode the text"):
+            try:
+                ids, offsets = self._encoder.encode_batch_flat(list(texts), split_special_tokens=True)
+            except UnicodeEncodeError as error:
+                raise base.surrogate_error(error.object, error.start) from None
         return np.frombuffer(ids, "<u4").astype(np.uint32), np.frombuffer(offsets, "<u8").astype(np.uint64)
 
     def merges(self) -> list[tuple[str, str]]:
@@ -142,30 +160,27 @@ class HFTokenizer(FileTokenizer):
     def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
         from tokenizers import Tokenizer as Library
 
-        try:
+        with _explained("not a valid tokenizer.json"):
             content = self._read(tokenizer_json, end_of_text)
-            ids = token_ids(content)
+            ids, decoder = token_ids(content), content.get("decoder") or {}
             self.vocab_size = max(ids.values()) + 1
-            self._encoder = Library.from_str(json.dumps(_for_encoding(content, ids, self._special, self.vocab_size)))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"not a valid tokenizer.json ({reason})") from error
-        except Exception as error:  # the library raises only plain exceptions
-            raise UserError(f"the tokenizers library refuses it: {error}") from error
+            encoding = _for_encoding(content, ids, self._special, self.vocab_size)
+            if any(step.get("type") == "CTC" for step in steps(decoder)):
+                raise ValueError("its decoder is for speech (CTC): a token's text depends on its neighbours")
+            # Of the only decoder whose tokens determine what follows: "</w>" is a space, unless the text ends there.
+            self._suffix: str | None = decoder["suffix"] if decoder.get("type") == "BPEDecoder" else None
+        with _explained("the tokenizers library refuses it"):
+            self._encoder = Library.from_str(json.dumps(encoding))
         for token in content.get("added_tokens") or []:  # the library renumbers them
             name = _NO_TEXT + token["content"] if token["id"] in self._special else token["content"]
             if self._encoder.token_to_id(name) != token["id"]:
-                raise UserError(f"the id {token['id']} of its added token {token['content']!r} is out of order")
-        decoder = content.get("decoder") or {}
-        if '"CTC"' in json.dumps(decoder):
-            raise UserError("its decoder is for speech (CTC): a token's text depends on its neighbours")
-        # Of the only decoder whose tokens determine what follows: "</w>" is a space, unless the text ends there.
-        self._suffix: str | None = decoder["suffix"] if decoder.get("type") == "BPEDecoder" else None
+                raise UserError(f"the id {token['id']} of its added token {token['content'][:40]!r} is out of order")
         self._join = self._encoder.decoder.decode if self._encoder.decoder is not None else " ".join
-        self._names = [""] * self.vocab_size
-        for name, i in ids.items():
-            self._names[i] = name
-        self._table = [self._bytes_of(name, "a") for name in self._names]
+        names, vocab = {i: name for name, i in ids.items()}, content["model"]["vocab"]
+        names |= {i: name for i, (name, _) in enumerate(vocab)} if isinstance(vocab, list) else {}  # some come twice
+        self._names = [names.get(i, "") for i in range(self.vocab_size)]
+        with _explained("its decoder fails"):
+            self._table = [self._bytes_of(name, "a") for name in self._names]
 
     def _bytes_of(self, name: str, before: str = "") -> bytes:
         """Return a token's bytes after a token of one letter, or at a text's beginning, where some lose a space."""
@@ -177,11 +192,12 @@ class HFTokenizer(FileTokenizer):
         # The token is only a part of a character. Its name is `<0xE2>` for one byte, or has a symbol for each byte.
         if match := _BYTE_TOKEN.fullmatch(name):
             return bytes([int(match[1], 16)])
-        return bytes([BYTE_OF[symbol] for symbol in name])
+        return _symbol_bytes(name)
 
     def _ends_word(self, i: int) -> bool:
         return self._suffix is not None and i < self.vocab_size and self._names[i].endswith(self._suffix)
 
+    @_explained("its decoder fails")
     def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
         parts = []
         for i in self._valid(ids):
@@ -203,11 +219,12 @@ class HFTokenizer(FileTokenizer):
         return np.array([self._ends_word(i) for i in range(self.vocab_size)], dtype=np.int64) * self.is_text
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        try:
-            encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises only plain exceptions
-            base.encode_texts(texts)  # raises the better error
-            raise UserError(f"this tokenizer cannot encode the text: {error}") from error
+        with _explained("this tokenizer cannot encode the text"):
+            try:
+                encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception:
+                base.encode_texts(texts)  # raises the better error
+                raise
         offsets = base.offsets_of(encodings)
         every_id = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
         ids = np.fromiter(every_id, dtype=np.uint32, count=int(offsets[-1]))
@@ -219,6 +236,11 @@ class HFTokenizer(FileTokenizer):
             character = base.describe_character(text, offset)
             raise UserError(f"the character {character} has no id;\nremove or replace it")
         return ids, offsets
+
+
+def _symbol_bytes(name: str) -> bytes:
+    """Return a token's bytes as the library does: those of its symbols, if it has no other characters."""
+    return bytes([BYTE_OF[symbol] for symbol in name]) if BYTE_OF.keys() >= set(name) else name.encode()
 
 
 def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
@@ -234,19 +256,16 @@ def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
         raise ValueError(f"it has {', '.join(options)}")
     if not BYTE_OF.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
-    # Added tokens are spelled as they are, unlike the others.
-    tokens = {token["id"]: token["content"].encode() for token in content.get("added_tokens") or []}
-    tokens |= {i: bytes([BYTE_OF[symbol] for symbol in token]) for token, i in vocab.items() if i not in tokens}
-    if tokens.keys() != set(range(len(tokens))):
+    ids, added = token_ids(content), {token["content"] for token in content.get("added_tokens") or []}
+    if others := [name for name in ids if not BYTE_OF.keys() >= set(name) and name not in added]:
+        raise ValueError(f"{others[0]!r} is not made of bytes")
+    if set(ids.values()) != set(range(len(ids))):
         raise ValueError("the ids have gaps")
-    return [tokens[i] for i in range(len(tokens))]
+    return [_symbol_bytes(name) for name in sorted(ids, key=ids.__getitem__)]
 
 
 def format_tokenizer_json(
-    pre_tokenizer: Mapping[str, Any] | None,
-    decoder: Mapping[str, Any],
-    model: Mapping[str, Any],
-    added: Sequence[object] = (),
+    pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
     content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
@@ -259,11 +278,15 @@ def token_ids(content: Mapping[str, Any]) -> dict[str, int]:
     """Return a tokenizer.json's ids by token. Raises `KeyError`, `TypeError` or `ValueError` if it is not valid."""
     vocab = content["model"]["vocab"]
     ids = {piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-    ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    for token in content.get("added_tokens") or []:
+        if ids.setdefault(token["content"], token["id"]) != token["id"]:
+            raise ValueError(f"its added token {token['content'][:40]!r} has two ids")
     if not ids:
         raise ValueError("it has no tokens")
-    if not all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ids.values()):
-        raise ValueError("an id is not an integer from 0 on")
+    if not all(type(i) is int and 0 <= i < MOST_IDS for i in ids.values()):  # not True, which is also an `int`
+        raise ValueError(f"an id is not an integer from 0 to {MOST_IDS - 1:,}")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("two of its tokens have the same id")
     return ids
 
 
@@ -288,16 +311,14 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
     return ()
 
 
-def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> frozenset[int]:
-    """Return the ids of special tokens, and of the one for unknown text.
+def find_special_ids(content: Mapping[str, Any], end_of_text: int | None, unknown: int | None) -> frozenset[int]:
+    """Return the ids that are not text: the special tokens, end of text and the token for unknown text.
 
     Byte tokens are text, though the library's trainer lists them as special.
     """
     has_byte_tokens = content["model"].get("byte_fallback")
     added = [token for token in content.get("added_tokens") or [] if token.get("special")]
     special = {token["id"] for token in added if not (has_byte_tokens and _BYTE_TOKEN.fullmatch(token["content"]))}
-    model = content["model"]
-    unknown = model.get("unk_id") if model.get("unk_token") is None else token_ids(content).get(model["unk_token"])
     return frozenset(special | {i for i in (end_of_text, unknown) if i is not None})
 
 

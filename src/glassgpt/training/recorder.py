@@ -30,17 +30,9 @@ LAST_WRITE_SECONDS = 4.0
 class Recorder:
     """Writes the files of a run. Every rank has one; on all ranks but the main one, its methods do nothing."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        state: TrainState,
-        progress: Progress,
-        request: str | None,
-        environment: Mapping[str, Any] | None = None,
-    ) -> None:
-        """`request`: hash of what was asked for when the run began, for its status. `environment`: at its start."""
+    def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
+        """`request`: hash of what was asked for when the run began, for its status."""
         self.run, self.state, self._progress, self._request = run, state, progress, request
-        self._environment = environment or {}
         self._saved_step = state.step
         self._is_main = state.ranks.is_main
         self._saving: Future[None] = Future()
@@ -53,6 +45,7 @@ class Recorder:
         if not self._is_main:
             return
         state, config = self.state, self.state.config
+        self._environment = self.run.read_environment()
         self._metrics = MetricsWriter(self.run.metrics_path)
         self.run.open_files.append(self._metrics.file)
         self._loggers = Loggers(self.run, config, state.step, self._progress.message)

@@ -97,13 +97,12 @@ class _Job:
             run.require_free(overwrite)
             require_loggers(config.log)
         state = setup_training(config, ranks, self.progress)
-        environment = {**environment_of(state), "run_id": secrets.token_hex(8)}
-        recorder = Recorder(run, state, self.progress, _request_of(config), environment)
+        recorder = Recorder(run, state, self.progress, _request_of(config))
         self.lock()
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
             run.clear()
-            run.write_environment(environment)
+            run.write_environment({**environment_of(state), "run_id": secrets.token_hex(8)})
             recorder.status("running")  # with launch and request, which `_is_restart` looks for
             run.write_config(state.config)
             run.cut_back(0)
@@ -121,13 +120,11 @@ class _Job:
             torch.set_num_threads(before["threads"])
         state = setup_training(config, ranks, progress, checkpoint, before)
         now = environment_of(state)
-        compared = [key for key in now if key in before or now[key]]  # a run of version 0.2 has no `variables`
-        if changed := [
-            f"{key} was {before.get(key)}, is {now[key]}" for key in compared if before.get(key) != now[key]
-        ]:
+        before.setdefault("variables", "")  # which version 0.2 did not record
+        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
             progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
         status = run.read_status()
-        recorder = Recorder(run, state, progress, status.get("request"), before)
+        recorder = Recorder(run, state, progress, status.get("request"))
         if state.step >= state.steps and state.pending_evaluation is None:
             if status.get("state") != "finished":  # perhaps killed before this was written
                 recorder.status("finished")
@@ -136,9 +133,14 @@ class _Job:
         if checkpoint is None:
             progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
         if ranks.is_main:
-            repeats_evaluation, marks = state.pending_evaluation is not None, checkpoint.logs if checkpoint else {}
-            step = state.step if checkpoint is not None else -1
-            run.cut_back(step, repeats_evaluation=repeats_evaluation, marks=marks, notify=progress.message)
+            for log in run.changed_logs(checkpoint.logs if checkpoint is not None else {}):
+                progress.message(f"warning: {log} was edited, cut or removed since the checkpoint of step {state.step}")
+            step, repeats_evaluation = (
+                state.step if checkpoint is not None else -1,
+                state.pending_evaluation is not None,
+            )
+            for copy in run.cut_back(step, repeats_evaluation=repeats_evaluation):
+                progress.message(f"warning: a log of the run had other lines than its own; they are kept in {copy}")
             run.write_environment(before)
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
@@ -260,16 +262,16 @@ def _environment_at_start(run: RunDirectory, checkpoint: Checkpoint | None, prog
     try:
         own = run.read_environment()
     except UserError as error:
-        if checkpoint is None or copy is None:
+        if copy is None:
             raise UserError(f"{error}; the run cannot be resumed without it: restore it from a copy") from None
-        progress.message(f"warning: {error}; the copy in {checkpoint.path} is used")
+        progress.message(f"warning: {error}; it is restored from the newest checkpoint")
         return copy
-    if copy is None:
-        return own
-    edited = [f"{key} is {own.get(key)}, was {copy.get(key)}" for key in own | copy if own.get(key) != copy.get(key)]
-    if edited:
-        progress.message(f"warning: {run.environment_path} was edited and is restored: {'; '.join(edited)}")
-    return copy
+    if copy is not None and own != copy:
+        edited = ", ".join(sorted(key for key in own | copy if own.get(key) != copy.get(key)))
+        progress.message(
+            f"warning: {edited} in {run.environment_path}: edited, and restored from the newest checkpoint"
+        )
+    return own if copy is None else copy
 
 
 def _require_same_numerics(

@@ -135,6 +135,14 @@ def read_json(path: Path) -> Any:
         return parse_json(read_file(path), str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` as `read_json` does, and if it is another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    return value
+
+
 def sealed_json(value: Mapping[str, Any]) -> str:
     """A JSON object with a hash of its content, by which `read_sealed` notices damage."""
     return json.dumps({**value, "checksum": _checksum(value)}, indent=1) + "\n"
