@@ -8,6 +8,7 @@ library. `tests/test_fuzz.py` runs a few hundred cases and `benchmarks/fuzz.py` 
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import random
@@ -245,6 +246,9 @@ def _command(*arguments: str) -> None:
         raise RuntimeError(f"{arguments} ended with {code}")
 
 
+GENERATE = ("generate", "run", "--max-new-tokens", "8", "--prompt", "4 is", "--device", "cpu")
+
+
 def _reference(root: Path) -> dict[str, Any]:
     """The right results: losses of the dataset and the token files, and the weights of the resumed run."""
     found = {}
@@ -252,6 +256,9 @@ def _reference(root: Path) -> dict[str, Any]:
         model = "run" if data == "dataset" else "models/GPT2"
         _command("eval", model, "--data", str(root / data), "--json", f"{data}.json", "--device", "cpu")
         found[data] = json.loads(Path(f"{data}.json").read_bytes())["loss"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        _command(*GENERATE)
+    found["text"] = printed.getvalue()
     shutil.copytree("run", "resumed")
     _command("train", "--resume", "resumed", "--steps", "6")
     found["resumed"] = _weights_hash(Path("resumed"))
@@ -475,12 +482,22 @@ def command_line_case(rng: random.Random, files: Files, folder: Path) -> Case:
 _SAID = re.compile(r"damage|match|chang|set aside|missing|differ|cannot be|unreadable|edited|another|lost|verif")
 
 
-def _same(actual: Any, expected: Any, what: str) -> str | None:
-    """Why a result is wrong: it differs from that of the sound files, and no line says so."""
+def _output() -> str:
+    """What this child has printed so far."""
     sys.stdout.flush()
     sys.stderr.flush()
-    output = Path(f"{Path.cwd()}.out").read_text(errors="replace")
-    return None if actual == expected or _SAID.search(output) else f"{what} {actual} instead of {expected}, unsaid"
+    return Path(f"{Path.cwd()}.out").read_text(encoding="utf-8", errors="replace")
+
+
+def _same(actual: Any, expected: Any, what: str) -> str | None:
+    """Why a result is wrong: it differs from that of the sound files, and no line says so."""
+    said = actual == expected or _SAID.search(_output())
+    return None if said else f"{what} {actual} instead of {expected}, unsaid"
+
+
+def _text_is(files: Files) -> str | None:
+    output = _output()
+    return None if files.reference["text"] in output or _SAID.search(output) else "another text, unsaid"
 
 
 def run_case_of(rng: random.Random, files: Files, folder: Path) -> Case:
@@ -499,7 +516,7 @@ def run_case_of(rng: random.Random, files: Files, folder: Path) -> Case:
             arguments = ["eval", "run", "--data", str(files.root / "dataset"), "--json", "o.json", "--device", "cpu"]
             return Case("run files", damage, arguments, lambda: _loss_is(files, "dataset"))
         case 3:
-            return Case("run files", damage, ["generate", "run", "--max-new-tokens", "8", "--prompt", "4 is"])
+            return Case("run files", damage, GENERATE, lambda: _text_is(files))
         case 4:
             return Case("run files", damage, ["report", "run"])
         case _:
