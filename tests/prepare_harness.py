@@ -27,7 +27,7 @@ import psutil
 
 from forking import fork, wait_until
 from glassgpt.config.schema import DataConfig
-from glassgpt.data.dataset import read_manifest, verify
+from glassgpt.data.dataset import verify
 from glassgpt.data.prepare import prepare
 
 CONFIG_CHANGES: tuple[dict[str, Any], ...] = ({}, {"deduplicate": True}, {"validation": "first_shard"})
@@ -147,7 +147,7 @@ class Killer:
         prepare(self.config, self.out, workers=workers)
 
     def _count(self) -> None:
-        finished, publishing = self.finished(), read_manifest(self.work) is not None
+        finished, publishing = self.finished(), (self.work / "manifest.json").exists()
         begun = self._stems(".bin")
         indexed = self._stems(".idx")
         self.outcome["kills"] += 1

@@ -501,6 +501,8 @@ def test_prompts_come_from_a_file_or_standard_input(
     file = tmp_path / "prompt.txt"
     file.write_bytes("née\r\n".encode())
     assert prompt_of("--prompt-file", str(file)) == "née\r\n"
+    file.write_bytes("\ufeffnée".encode())
+    assert prompt_of("--prompt-file", str(file)) == "née"
     piped(monkeypatch, "日本\n".encode())
     assert prompt_of() == "日本\n"
     piped(monkeypatch, b"piped")
@@ -541,7 +543,7 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     )
     settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
     settings |= {"skip_bad": None, "documents": True, "quantize": "int8", "log": mock.ANY}
-    settings |= {"context_length": None, "tokens": False}
+    settings |= {"context_length": None, "tokens": False, "delimiter": None, "split_on": None}
     assert load.call_args.args[0] == "runs/x@best"
     assert recorder.call_args == mock.call(load.return_value, **settings)
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -677,10 +679,23 @@ def test_format_duration(seconds: float | None, shown: str) -> None:
 
 def test_short_options_are_aliases_of_data_options(training: mock.Mock, capsys: Capture) -> None:
     config = trained_config(
-        training, "demo", "--data", "t.txt", "--encoding", "latin-1", "--errors", "replace", "--skip-bad", "--column=a"
+        training,
+        "demo",
+        "--data",
+        "t.txt",
+        "--encoding",
+        "latin-1",
+        "--errors",
+        "replace",
+        "--skip-bad",
+        "--column=a",
+        "--delimiter=;",
+        "--split-on",
+        "<|endoftext|>",
     )
     capsys.readouterr()
     expected = {"source": "t.txt", "encoding": "latin-1", "errors": "replace", "skip_bad": True, "column": "a"}
+    expected |= {"delimiter": ";", "split_on": "<|endoftext|>"}
     assert config == recipe("demo", data=expected)
     for again in ("--data.skip-bad", "--data.no-skip-bad", "--data.skip_bad"):
         assert "--skip-bad and --data.skip-bad are the same" in fails(capsys, "train", "--skip-bad", again)

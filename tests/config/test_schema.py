@@ -43,7 +43,12 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"model": {"dropout": 1.0}}, ["model.dropout", "below 1", "1.0"]),
         ({"model": {"logit_softcap": 0.0}}, ["model.logit_softcap", "above 0"]),
         ({"data": {"validation_fraction": 1.0}}, ["data.validation_fraction", "below 1", "1.0"]),
-        ({"data": {"encoding": "utf-9"}}, ["data.encoding", "'utf-9'", "'utf-8'"]),
+        *(
+            ({"data": {"encoding": name}}, ["data.encoding", repr(name), "'utf-8'"])
+            for name in ("utf-9", "hex", "rot13", "undefined", "idna", "punycode", "a\0b", "")
+        ),
+        *(({"data": {"delimiter": each}}, ["data.delimiter", repr(each)]) for each in ("", ";;", '"', "\n", "\0")),
+        ({"data": {"split_on": ""}}, ["data.split_on"]),
         ({"optim": {"lr": 0}}, ["optim.lr", "above 0", "0"]),
         ({"optim": {"beta2": 1.0}}, ["optim.beta2", "below 1"]),
         ({"optim": {"min_lr_ratio": 1.1}}, ["optim.min_lr_ratio", "at most 1"]),
@@ -225,6 +230,8 @@ def test_every_field_round_trips_through_toml() -> None:
             validation_fraction=0.2,
             deduplicate=True,
             skip_bad=True,
+            delimiter=";",
+            split_on="<|endoftext|>",
             shard_tokens=1000,
             encoding="latin-1",
             errors="replace",

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,16 +68,29 @@ def test_zeros_in_a_shard_are_found_by_every_use(config: DataConfig, tmp_path: P
     open_dataset(directory)
 
 
-def edits(value: Any) -> Iterator[Callable[[Any], None]]:
-    """Yield functions that each change one thing in a copy of a JSON value: remove it, or replace it by another."""
+REMOVED = object()
+
+
+def edits(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield places in a JSON value, each with what replaces what is there: a value of another type, or `REMOVED`."""
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value[:1]):
-            yield lambda other, key=key: other.__delitem__(key)
-            for wrong in (None, [], {}, "../x", -1, 1.5, 10**30, float("nan"), True):
+            for wrong in (REMOVED, None, [], {}, "../x", -1, 1.5, 10**30, float("nan"), True):
                 if type(wrong) is not type(each):
-                    yield lambda other, key=key, wrong=wrong: other.__setitem__(key, wrong)
-            for edit in edits(each):
-                yield lambda other, key=key, edit=edit: edit(other[key])
+                    yield (*path, key), wrong
+            yield from edits(each, (*path, key))
+
+
+def edited(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
+    """Return a copy of a JSON value with one place replaced."""
+    inner = changed = copy.deepcopy(value)
+    for key in path[:-1]:
+        inner = inner[key]
+    if wrong is REMOVED:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = wrong
+    return changed
 
 
 def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> None:
@@ -87,9 +100,8 @@ def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> 
     undamaged = json.loads(path.read_text())
     del undamaged["checksum"]
     errors, chosen = [], random.Random(2).sample(list(edits(undamaged)), 120)
-    for number, edit in enumerate(chosen):
-        edit(changed := copy.deepcopy(undamaged))
-        path.write_text(json.dumps(changed))
+    for number, (place, wrong) in enumerate(chosen):
+        path.write_text(json.dumps(edited(undamaged, place, wrong)))
         assert resolve(str(directory)) == PreparedDataset(directory.resolve())
         for use in (open_dataset, dataset_facts):
             try:

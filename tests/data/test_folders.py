@@ -138,8 +138,10 @@ def test_texts_beside_a_model_or_a_config_are_read(tmp_path: Path) -> None:
 
 
 NAMES = ("a.txt", "b.md", "d/a.txt", "d/e/b.txt", "d/e/f/a.txt", "d/.h/a.txt", ".h/a.txt", "d/.a.txt", "[x]/a.txt")
-WILD = ("*", "**", "**/*", "*.txt", "**/*.txt", "*/*.txt", "d/**", "**/e/*", "**/e/**/a.txt", "?/e/*", "[!a].md")
-WILD += (".*/*", "**/.h/*", "d/.*", "*/.h/*", "**/**/*.txt", "d/**/**", "**/a.txt", "[[]x]/*", "d/e/**/*", "*/*/*")
+WILD = (
+    *("*", "**", "**/*", "*.txt", "**/*.txt", "*/*.txt", "d/**", "**/e/*", "**/e/**/a.txt", "?/e/*", "[!a].md"),
+    *(".*/*", "**/.h/*", "d/.*", "*/.h/*", "**/**/*.txt", "d/**/**", "**/a.txt", "[[]x]/*", "d/e/**/*", "*/*/*"),
+)
 
 
 @pytest.mark.parametrize("pattern", WILD)

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import work_units
+from glassgpt.data import readers, work_units
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
+from glassgpt.data.inspect import dataset_facts
 from glassgpt.data.prepare import prepare, require_tokenizer
 from glassgpt.data.shards import ShardWriter
 from glassgpt.data.source_files import SourceFile, fetch_all
@@ -163,6 +164,17 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
 
 
+def test_a_document_in_parts_has_one_added_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads(end_of_text_tokenizer().to_json())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "spaced.json").write_text(json.dumps(content))
+    words = "the\nquick\nbrown\nfox\n" * 10
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps({'text': words})}\n" * 2)
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 30)
+    dataset = open_dataset(prepare(config(tmp_path / "a.jsonl", tokenizer=str(tmp_path / "spaced.json"))))
+    assert decoded(dataset) == f"<|endoftext|> {words}" * 2
+
+
 def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:
     """End-of-text comes first, then the prefix (such as Llama's <s>); if both are the same id, it comes once."""
     (tmp_path / "texts").mkdir()
@@ -214,6 +226,42 @@ def test_vocabularies_above_65536_ids_take_four_bytes_per_token(text: Path) -> N
     assert decoded(dataset) == content
     assert max(all_tokens(dataset.train)) >= 1 << 16
     assert dataset.train.parts[0].dtype == np.dtype("<u4")
+
+
+# -------------------------------------------------------------------------------------------- special tokens in a text
+
+MARK = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_special_tokens_in_a_text_are_said_and_split_on_request(tmp_path: Path, workers: int) -> None:
+    """In one file or several, the documents are those of the same texts in rows."""
+    texts = [f"Document {number} of this text. {TEXT}" for number in range(40)]
+    (tmp_path / "texts").mkdir()
+    for name, part in (("a.txt", texts[:25]), ("b.md", texts[25:])):
+        (tmp_path / "texts" / name).write_bytes(MARK.join(part).encode())
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines: list[str] = []
+    plain = open_dataset(prepare(config(tmp_path / "texts"), log=lines.append, workers=workers)).manifest
+    assert plain["special_tokens"] == 38
+    assert len([line for line in "\n".join(lines).split("\n") if MARK in line and "38" in line]) == 1
+    split = open_dataset(prepare(config(tmp_path / "texts", split_on=MARK, shard_tokens=2000), workers=workers))
+    assert (split.manifest["special_tokens"], split.manifest["documents"]) == (0, 40)
+    rows = open_dataset(prepare(config(tmp_path / "rows.jsonl", tokenizer="characters")))
+    assert sorted(documents_of(split)) == sorted(documents_of(rows)) == sorted(texts)
+
+
+def documents_of(dataset: Dataset) -> list[str]:
+    """Return the text of each document; without an end-of-text token, an empty line is between them."""
+    texts = []
+    for stream in (dataset.train, dataset.validation):
+        starts = stream.document_starts()
+        assert starts is not None
+        for begin, end in itertools.pairwise([*starts.tolist(), len(stream)]):
+            texts.append(
+                dataset.tokenizer.decode([int(i) for i in stream.read(begin, end - begin)]).removeprefix("\n\n")
+            )
+    return texts
 
 
 # ------------------------------------------------------------------------------------------------ up to date or rebuilt
@@ -541,3 +589,16 @@ def test_a_text_whose_rows_are_all_skipped_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 3)
     with pytest.raises(UserError, match=r"all 3 rows.*line 1: .*'nope'"):
         prepare(config(tmp_path / "a.jsonl", column="nope", skip_bad=True), tmp_path / "out")
+
+
+def test_a_dataset_of_version_0_2_has_the_same_request(text: Path, tmp_path: Path) -> None:
+    """The request lacks the settings that came later; the manifest may lack the counts."""
+    out = prepare(config(text), tmp_path / "out")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert not {"delimiter", "split_on"} & set(manifest["request"])
+    for name in ("special_tokens", "web_pages", "checksum"):
+        del manifest[name]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert dataset_facts(out, lambda line: None)["source_counts"]["documents"] == 1
+    prepare(config(text, split_on="dog"), out)
+    assert open_dataset(out).manifest["documents"] > 1

@@ -296,6 +296,16 @@ def test_an_unknown_character_is_named_with_its_row(texts: Path, tmp_path: Path,
         )
 
 
+def test_errors_of_the_first_document_name_no_row(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer("characters", [WORDS + "|"])
+    (tmp_path / "a.txt").write_text(WORDS + "||" + WORDS + "\u20ac")
+    for split_on, place in ((None, r"a\.txt, first document: "), ("||", r"a\.txt, row 1: ")):
+        with pytest.raises(UserError, match=place + r".*U\+20AC"):
+            prepare(
+                DataConfig(source=str(tmp_path / "a.txt"), split_on=split_on), tmp_path / "out", tokenizer=tokenizer
+            )
+
+
 @pytest.mark.parametrize("deduplicate", [False, True])
 @pytest.mark.parametrize("change", ["grown", "cut", "removed"])
 def test_a_source_that_changes_during_preparation_is_refused(

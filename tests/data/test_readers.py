@@ -236,7 +236,6 @@ BAD_JSON = [
 BAD_CSV = [
     ("1,2,3", "3 fields instead of the header's 2"),
     ("alone", "1 fields instead of the header's 2"),
-    ('1,"a"b', "invalid CSV"),
 ]
 
 
@@ -314,9 +313,9 @@ def test_invalid_utf8_in_parquet_is_named_by_row_group_and_position(tmp_path: Pa
     [
         (b"", r"a\.csv has no 'text' .*nothing.*--data\.column"),
         (b"\n\n", "nothing"),
-        (b"id;body\n1;a\n", r"a\.csv has no 'text' .*'id;body'"),
+        (b"id;body\n1;a\n", r"a\.csv has no 'text' .*'id', 'body'"),
         (b"id,Text\n1,a\n", r"'text'; did you mean 'Text'\?"),
-        (b'"text', r"line 1: invalid CSV \(unexpected end of data\)"),
+        (b'"text', r"line 1: unclosed quote"),
         (b'text\na\n"b\nc\nd', r"line 3: unclosed quote"),
     ],
 )
@@ -432,9 +431,9 @@ def test_a_compressed_parquet_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "a.csv.zst", "a.parquet"])
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
-    assert error_of(tmp_path / name) == f"cannot read {tmp_path / name}: No such file or directory"
+    assert error_of(tmp_path / name).startswith(f"cannot read {tmp_path / name}: ")
     (tmp_path / name).mkdir()
-    assert error_of(tmp_path / name) == f"cannot read {tmp_path / name}: Is a directory"
+    assert "directory" in error_of(tmp_path / name)
 
 
 def test_an_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,3 +491,158 @@ def test_a_duplicate_column_is_refused(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         with pytest.raises(UserError, match=r"'text'.*rename all but one"):
             list(read_documents(tmp_path / name, ReadingConfig(), name=name))
+
+
+# ------------------------------------------------------------------------------------------- content against its name
+
+
+@pytest.mark.parametrize(("suffix", "compress"), COMPRESSED.items())
+def test_compression_is_recognised_by_content(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    other = next(each for each in COMPRESSED if each != suffix)
+    for name in ("a.txt", "a", f"a.txt{other}"):
+        assert texts_in(saved(tmp_path, name, compress(b"some text"))) == ["some text"]
+    assert texts_in(saved(tmp_path, "a.jsonl", compress(jsonl(["one", "two"])))) == ["one", "two"]
+    for content in (compress(compress(b"some text")), COMPRESSED[other](compress(b"some text"))):
+        message = error_of(saved(tmp_path, f"a.txt{suffix}", content), ReadingConfig(encoding="latin-1"))
+        assert "compressed data, not text" in message
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet"])
+def test_another_format_is_named_whatever_the_name(tmp_path: Path, name: str) -> None:
+    assert "a PDF document" in error_of(saved(tmp_path, name, b"%PDF-1.7 ..."))
+    if name != "a.parquet":
+        assert "a Parquet file" in error_of(saved(tmp_path, name, parquet_of(["text"])))
+        utf_16 = "Some text in lines.\n".encode("utf-16-le") * 9
+        assert "--encoding utf-16-le" in error_of(saved(tmp_path, name, utf_16))
+
+
+def test_data_that_expands_beyond_reason_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "_MOST_EXPANDED", 1 << 20)
+    for compress in (bz2.compress, zstd.compress):
+        path = saved(tmp_path, "a.txt", compress(b"word " * 400_000))
+        assert "expands to more than" in error_of(path)
+    line = os.urandom(5000).hex() + "\n"
+    assert len(
+        "".join(part.text for part in read_documents(saved(tmp_path, "b", gzip.compress(line.encode() * 800)), PLAIN))
+    ) == 800 * len(line)
+    assert "expands" in error_of(saved(tmp_path, "a.parquet", parquet_of(["word " * 400_000], compression="zstd")))
+
+
+@pytest.mark.parametrize("content", [bytes(1 << 20), b" " * 5_000_000, b"a" * 5_000_000, b"\r\n" * 2_500_000])
+def test_endless_repetition_takes_little_memory(tmp_path: Path, content: bytes) -> None:
+    path = saved(tmp_path, "a.txt", content)
+    tracemalloc.start()
+    try:
+        characters = sum(len(part.text) for part in read_documents(path, PLAIN))
+        assert content[:1] != b"\0"
+        assert characters == len(content)
+    except UserError as error:
+        assert "binary data" in str(error)  # noqa: PT017
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl.gz", "a.parquet"):
+        os.mkfifo(tmp_path / name)
+        assert "named pipe or a device" in error_of(tmp_path / name)
+        (tmp_path / f"link-{name}").symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="named pipe or a device"):
+            list(read_documents(tmp_path / f"link-{name}", PLAIN))
+
+
+# ---------------------------------------------------------------------------------------- delimiters and damaged rows
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".tsv.gz"])
+def test_the_delimiter_is_found_by_the_header(tmp_path: Path, delimiter: str, suffix: str) -> None:
+    texts = ["one; two", "three, four|five", 'six\tseven "eight"\nnine']
+    file = io.StringIO(newline="")
+    rows = [["id", "text", "note"], *([str(i), text, "a,b;c"] for i, text in enumerate(texts))]
+    csv.writer(file, delimiter=delimiter).writerows(rows)
+    compress = gzip.compress if suffix.endswith(".gz") else bytes
+    path = saved(tmp_path, f"a{suffix}", compress(b"\n" + file.getvalue().encode()))
+    assert texts_in(path) == texts
+    assert texts_in(path, ReadingConfig(delimiter=delimiter.replace("\t", "\\t"))) == texts
+    assert "'text'" in error_of(path, ReadingConfig(delimiter="^"))
+
+
+def test_another_delimiter_can_be_set(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.csv", b"id:text\n1:one, two\n")
+    assert texts_in(path, ReadingConfig(delimiter=":")) == ["one, two"]
+
+
+DAMAGED = [
+    r'2,"he said \"hi, you\" and went' + '\nover, the hill\nfar,away"',  # quotes escaped by backslashes
+    r'2,"he said \", then' + '\nover, the hill"',
+    '2,"he said "hi, you" and went\nover, the hill"',  # quotes not escaped
+    '2,"he said ", then\nover, the hill',
+    '2,"he said\nover, the hill\nfar,"away',  # a quote not closed
+    '2,he said "hi, you and went\nover, the hill"',
+    '2,"he said\r\nover, the hill\r\nfar,"away',
+    '2,"he\0said "hi, you" and went\nover, the hill"',
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_the_inside_of_a_damaged_record_is_not_a_document(tmp_path: Path, damaged: str, skip_bad: bool) -> None:
+    path = saved(tmp_path, "a.csv", f"id,text\n1,first\n{damaged}\n3,third\n".encode())
+    received = []
+    with pytest.raises(UserError, match=r"a\.csv, line 3: "):
+        received.extend(part.text for part in read_documents(path, ReadingConfig(skip_bad=skip_bad)))
+    assert received == ["first"]
+
+
+# ---------------------------------------------------------------------------------------------- documents within a text
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.text("<|e> \n", max_size=8), max_size=8),
+    st.sampled_from(["<|e|>", "\n\n", "|", "<<"]),
+    st.integers(1, 9),
+)
+def test_documents_between_separators_do_not_depend_on_chunks(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], separator: str, chunk: int
+) -> None:
+    text = separator.join(texts)
+    path = saved(tmp_path_factory.mktemp("texts"), "a.txt", text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "_CHUNK", chunk)
+        parts = list(read_documents(path, ReadingConfig(split_on=separator)))
+    expected = [Part(document, row, True) for row, document in enumerate(text.split(separator)) if document.strip()]
+    assert parts == expected
+
+
+def test_a_long_document_between_separators_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 10)
+    path = saved(tmp_path, "a.md", b"one two three four<|endoftext|>five")
+    parts = list(read_documents(path, ReadingConfig(split_on="<|endoftext|>")))
+    assert parts == [Part("one two", 0, True), Part(" three four", 0, False), Part("five", 1, True)] or (
+        "".join(part.text for part in parts) == "one two three fourfive"
+        and [part.row for part in parts if part.starts] == [0, 1]
+    )
+
+
+def test_rows_are_not_split(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.jsonl", jsonl(["one<|endoftext|>two"]))
+    assert texts_in(path, ReadingConfig(split_on="<|endoftext|>")) == ["one<|endoftext|>two"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_special_tokens_in_a_text_are_counted(tmp_path: Path, suffix: str) -> None:
+    texts = ["a <|endoftext|> b <|im_start|>", "</s>", "a < b | c > d <s>", "<||>"]
+    make = {".txt": lambda texts: "".join(texts).encode(), ".jsonl": jsonl, ".csv": csv_of, ".parquet": parquet_of}
+    counts = Counts()
+    list(read_documents(saved(tmp_path, f"a{suffix}", make[suffix](texts)), PLAIN, counts=counts))
+    assert counts.special_tokens == 3
+
+
+def test_web_pages_are_counted(tmp_path: Path) -> None:
+    counts = Counts()
+    list(read_documents(saved(tmp_path, "a.txt", b"\n<!doctype html>\n<p>text</p>"), PLAIN, counts=counts))
+    list(read_documents(saved(tmp_path, "b.txt", b"<p>text</p>"), PLAIN, counts=counts))
+    assert counts.web_pages == 1

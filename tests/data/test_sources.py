@@ -162,6 +162,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
         ("", "no text: use --data"),
         ("x" * 5000, "File name too long"),
         ("socket", "neither a regular file nor a folder"),
+        ("https://example.org/a.txt?raw=true", r"URL.*curl -LO 'https://example\.org/a\.txt\?raw=true'"),
     ],
 )
 def test_an_invalid_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:

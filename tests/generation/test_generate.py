@@ -399,8 +399,8 @@ def test_max_new_tokens_limits_a_sample(count: int) -> None:
         ({"temperature": float("nan")}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"n": 0}, "n must be"),
-        ({"stop": ["x", ""]}, "stop string is empty"),
-        ({"stop": ""}, "stop string is empty"),
+        ({"stop": ["x", ""]}, "stop strings"),
+        ({"stop": ""}, "stop strings"),
     ],
     ids=str,
 )

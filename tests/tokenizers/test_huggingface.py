@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tokenizers as library
+from glassgpt.data.text_files import split_text
 from glassgpt.tokenizers.base import StreamDecoder, bytes_to_unicode
 from glassgpt.tokenizers.builtin import (
     BPETokenizer,
@@ -240,6 +241,21 @@ def test_the_bytes_of_a_text_do_not_include_spaces_that_the_tokenizer_adds(name:
     tokenizer = load_tokenizer(saved(tmp_path, json.dumps(spaced(name))))
     for text in ("the low", "low", "lowest tall the", "e"):
         assert bytes_of(tokenizer, text) == len(text.encode())
+
+
+@pytest.mark.parametrize("separator", [" ", "\n", "  "])
+@pytest.mark.parametrize("name", [*METASPACES, "byte level", "kept by the decoder", "llama", "unigram"])
+def test_a_text_in_parts_has_the_ids_of_the_whole_text(name: str, separator: str, tmp_path: Path) -> None:
+    """No space is added where a long text is cut."""
+    content = json.loads(FILES[name]) if name in FILES else spaced(name)
+    tokenizer = load_tokenizer(saved(tmp_path, json.dumps(content)))
+    whole = separator.join(LINES[0].replace("\n", " ").split(" ") * 20)
+    first, *others = split_text([whole], 100)
+    assert len(others) > 10
+    ids = [*tokenizer.encode(first), *(i for part in others for i in tokenizer.within_text.encode(part))]
+    expected = library.Tokenizer.from_str(json.dumps(content)).encode(whole, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == tokenizer.decode(expected)
+    assert ids == expected or not content.get("pre_tokenizer")  # without one, a token may go across any place
 
 
 @pytest.mark.parametrize(("make", "unknown"), [(unigram, "<unk>"), (words, "[UNK]"), (llama, "<unk>")])

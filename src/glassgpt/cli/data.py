@@ -86,7 +86,6 @@ class TrainTokenizer(Command):
         from glassgpt.data.tokenizer_training import Corpus, train_tokenizer
         from glassgpt.tokenizers.inspect import compare_with_gpt2
 
-        DataConfig(encoding=self.reading.encoding)  # refuses an unknown encoding
         corpus = Corpus(self.source, self.reading)
         trained = train_tokenizer(corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, log=print)
         print(f"{self.out}: {trained.vocab_size:,} tokens")
@@ -113,7 +112,6 @@ class ShowTokenizer(Command):
         from glassgpt.data.tokenizer_training import Corpus
         from glassgpt.tokenizers.inspect import compare_with_gpt2, describe
 
-        DataConfig(encoding=self.reading.encoding)
         text = None if self.text is None else decoded(os.fsencode(self.text), "--text")
         corpus = None if self.data is None else Corpus(self.data, self.reading)
         tokenizer = find_tokenizer(self.tokenizer)

@@ -29,6 +29,8 @@ class Evaluate(Command):
     errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
     # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
     skip_bad: Annotated[Flag, default("the run's")] = False
+    delimiter: Annotated[str | None, default("the run's")] = None  # Character between the fields of .csv files.
+    split_on: Annotated[str | None, default("the run's", "TEXT")] = None  # Text between the documents of a text file.
     context_length: Annotated[Length[int | None], default("the model's")] = None  # Tokens per window of text.
     hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.
     # HellaSwag's items as a .jsonl file.
@@ -74,7 +76,7 @@ class Evaluate(Command):
     def _evaluate_text(self, loaded: "LoadedModel") -> dict[str, Any]:
         from glassgpt.evaluation.perplexity import evaluate
 
-        same = ("split", "column", "encoding", "errors", "context_length", "quantize")
+        same = ("split", "column", "encoding", "errors", "delimiter", "split_on", "context_length", "quantize")
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         settings |= {"source": self.data, "skip_bad": self.skip_bad or None}
         settings |= {"documents": self.json is not None, "tokens": self.token_losses}

@@ -19,7 +19,7 @@ from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.launcher import launcher_number
 
-SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
+SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in "column encoding errors skip-bad delimiter split-on".split()}
 SHORT_FORMS["--data"] = "--data.source"
 # Settings of the model that a run started from another model may have.
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
@@ -57,7 +57,8 @@ class Train(RecipeCommand):
 
     Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
     Of --steps and --epochs, the one given replaces the recipe's.
-    Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column, etc.
+    Short forms: --data SRC, --column, --encoding, --errors, --skip-bad, --delimiter and --split-on mean
+    --data.source SRC, --data.column, etc.
     With --resume DIR, settings of execution may change: train --resume DIR --help lists them.
     """
 

@@ -84,8 +84,10 @@ class ModelConfig(StrictConfig):
             self.require("window_globals", self.window_globals == 0, "0 unless model.window is set")
             self.require("window_pattern", self.window_pattern == "S", "'S' unless model.window is set")
         else:
+            is_relative = self.position in ("rope", "none") and not self.window_globals  # texts may exceed the context
             most = self.context_length - self.window_globals
-            self.require("window", 1 <= self.window <= most, f"from 1 to context_length - window_globals = {most}")
+            fits = self.window >= 1 and (is_relative or self.window <= most)
+            self.require("window", fits, f"from 1 to context_length - window_globals = {most}")
             fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
             self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, one of them S")
 

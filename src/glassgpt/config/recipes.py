@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import TrainConfig
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError, did_you_mean, shown
 from glassgpt.utils.files import decoded, read_file, readable
 
@@ -33,9 +34,10 @@ def recipe_text(name: str) -> str:
     raise UserError(f"unknown recipe {shown(name)}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")
 
 
-def recipe(name: str, **changes: Any) -> TrainConfig:
+@check_arguments
+def recipe(name: str | Path, **changes: Any) -> TrainConfig:
     """A recipe's config, with changes: `recipe("demo", steps=100, optim={"lr": 1e-3})`.
 
     Raises `UserError` for an unknown recipe, setting or value.
     """
-    return TrainConfig.from_toml(recipe_text(name), origin=f"recipe {name}").override(**changes)
+    return TrainConfig.from_toml(recipe_text(str(name)), origin=f"recipe {name}").override(**changes)

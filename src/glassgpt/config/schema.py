@@ -4,8 +4,10 @@
 both. This is the one place that decides which setting is which.
 """
 
+import codecs
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -36,15 +38,34 @@ TYPICAL_VOCAB_SIZES = {"characters": 100, "bytes": 256, "gpt2": 50257}
 TOKENIZERS = tuple(TYPICAL_VOCAB_SIZES)
 
 
+def _is_text_encoding(name: str) -> bool:
+    """Whether text can be encoded with it, and decoded in pieces."""
+    text = "Some words in several lines of text, ...\n" * 3
+    try:
+        content, decoder = text.encode(name), codecs.getincrementaldecoder(name)()
+        return decoder.decode(content[:9]) + decoder.decode(content[9:], final=True) == text
+    except (LookupError, ValueError):  # unknown, or between bytes (hex); several errors of codecs for domain names
+        return False
+
+
+_Encoding = Annotated[str, Range("a known encoding of text, such as 'utf-8', 'latin-1' or 'cp1252'", _is_text_encoding)]
+# The command line has no tab, so its two characters stand for it.
+_is_delimiter = re.compile(r'\\t|[^"\r\n\0]').fullmatch
+_Delimiter = Annotated[str | None, Range("one character that is not a quote, or \\t for a tab", _is_delimiter)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
     """How text files are read. The one definition, for configs, `prepare`, `eval` and the library."""
 
     column: str = "text"  # Column of .parquet and .csv files, or key of JSON lines, that holds the text.
-    encoding: str = "utf-8"  # Encoding of text, .csv and JSON lines.
+    encoding: _Encoding = "utf-8"  # Encoding of text, .csv and JSON lines.
     # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
     errors: Literal["strict", "replace", "ignore"] = "strict"
     skip_bad: bool = False  # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
+    delimiter: _Delimiter = None  # Character between the fields of .csv and .tsv files; none: found by the header.
+    # Text between the documents of a text file, such as <|endoftext|>; none: one document.
+    split_on: Annotated[str | None, Range("at least one character", bool)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +107,12 @@ class DataConfig(TextConfig, StrictConfig):
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
         self.require("tokenizer", known, valid, hint=did_you_mean(self.tokenizer, TOKENIZERS))
-        weights = self.mixture.values()
-        self.require("mixture", "\0" not in "".join(self.mixture), "sources without NUL characters")
-        self.require("mixture", all(0 < w <= 1e15 for w in weights), "sources with weights above 0 and at most 1e15")
+        are_valid = all("\0" not in name and 0 < weight <= 1e15 for name, weight in self.mixture.items())
+        self.require("mixture", are_valid, "sources without NUL characters, with weights above 0 and at most 1e15")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
         if self.validation_source is not None and self.validation != "fraction":
             raise UserError("data.validation = 'first_shard' and data.validation_source exclude each other")
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError):
-            self.require("encoding", False, "a known encoding, such as 'utf-8', 'latin-1' or 'cp1252'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +281,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         try:
             self.to_toml().encode()
         except UnicodeEncodeError as error:  # such as a file's name that is not UTF-8
-            text = shown(error.object[max(0, error.start - 20) : error.end + 20])
+            text = shown(error.object[: error.end].rpartition("\n")[2])
             raise UserError(f"a config cannot hold {text}, which is not valid Unicode; rename the file") from None
 
     def sequence_length(self, progress: float) -> int:

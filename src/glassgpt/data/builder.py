@@ -38,6 +38,7 @@ _DUPLICATES = "duplicates.npz"
 _KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
 # Keys of the manifest, and the counts that they sum.
 _COUNTS = {"documents": "documents", "blank_documents": "blank", "bad_rows": "bad", "duplicates_removed": "duplicates"}
+_COUNTS |= {name: name for name in ("special_tokens", "web_pages")}
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 
 
@@ -126,8 +127,7 @@ class DatasetBuilder:
         self._work.mkdir()
         plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.wanted.tokenizer)
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-        recorded = {**purpose, "tokenizer_sha256": tokenizer.sha256}
-        write_atomic(self._work / _PURPOSE, sealed_json(recorded))
+        write_atomic(self._work / _PURPOSE, sealed_json({**purpose, "tokenizer_sha256": tokenizer.sha256}))
         return plan, units, tokenizer
 
     def _read_purpose(self) -> dict[str, Any] | None:
@@ -219,7 +219,7 @@ class DatasetBuilder:
         return {
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
-            **{key: sum(count[name] for count in counts) for key, name in _COUNTS.items()},
+            **{key: sum(count.get(name, 0) for count in counts) for key, name in _COUNTS.items()},
             "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
             "validation_documents_in_train": int(np.isin(validation, train).sum()),
             "splits": splits,

@@ -42,6 +42,8 @@ SOURCE_COUNTS = {
     "documents": "documents with text in the source",
     "blank_documents": "blank documents, left out",
     "bad_rows": "rows without text, left out (--skip-bad)",
+    "special_tokens": "special tokens such as <|endoftext|> in the text, encoded as letters (--split-on splits there)",
+    "web_pages": "files are web pages, read with their tags (pandoc FILE.html -t plain extracts the text)",
     "duplicates_removed": "duplicates, left out (--deduplicate)",
     "duplicates": "duplicates in the dataset",
     "validation_documents_in_train": "validation documents that are also in train",
@@ -84,7 +86,7 @@ class TokenStream:
 
     def read(self, start: int, length: int) -> Ids:
         """Return tokens (length,) from `start` on, across parts. Raises as `windows` does."""
-        return self.windows(np.array([start]), length)[0]
+        return self.windows(np.array([start]), length).reshape(length)
 
     def windows(self, starts: Ids, length: int) -> Ids:
         """Return tokens (B, length) from each of the `starts` (B,) on, across parts.
@@ -266,7 +268,8 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
             pass
         case _:
             return "wrong or missing values"
-    if not all(_is_count(manifest.get(key)) for key in SOURCE_COUNTS):
+    counts = {"special_tokens": 0, "web_pages": 0, **manifest}  # version 0.2 did not count these
+    if not all(_is_count(counts.get(key)) for key in SOURCE_COUNTS):
         return "wrong or missing counts of the source"
     for split in (splits[split] for split in SPLITS):
         for shard in split["shards"]:

@@ -44,7 +44,7 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
         "disk_bytes": sum(path.stat().st_size for path in files),
         "fingerprint": dataset.fingerprint,
         "splits": {split: _split_facts(dataset, split, content) for split, content in contents.items()},
-        "source_counts": {key: manifest[key] for key in SOURCE_COUNTS} if is_prepared else None,
+        "source_counts": {key: manifest[key] for key in SOURCE_COUNTS if key in manifest} if is_prepared else None,
         "lengths": length_facts(np.concatenate(lengths)),
         "frequent": _frequent(counts[:-1], tokenizer),
         "unused_ids": int((counts[:-1] == 0).sum()),

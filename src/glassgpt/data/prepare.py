@@ -66,7 +66,7 @@ def prepare(
 def find_prepared(data: DataConfig, tokenizer: Tokenizer | None, check: bool = True) -> tuple[Path, bool]:
     """The directory that `prepare` returns without `out`, and whether a dataset in it is of the text as it is now.
 
-    Raises `UserError` for a source that does not exist.
+    `check` as for `prepare`. Raises `UserError` for a source that does not exist.
     """
     wanted = _request(data, None, tokenizer)
     if isinstance(wanted, Path):
@@ -176,12 +176,9 @@ def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     path = directory.with_name(f".{directory.name}.lock")
     lock = filelock.FileLock(path)
     with explain_os_errors("write", directory):
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.touch()  # filelock would wait without end where no file can be created, as in /proc
-        except FileNotFoundError as error:
-            raise UserError(f"cannot write {directory}: no file can be created there; choose another place") from error
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch()  # filelock would wait without end where no file can be created, as in /proc
         try:
             held = lock.acquire(blocking=False)
         except filelock.Timeout:

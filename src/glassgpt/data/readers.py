@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.text_files import COMPRESSIONS, compression_of, read_text, split_text
+from glassgpt.data.text_files import COMPRESSIONS, between, compression_of, most_expanded, read_text, split_text
+from glassgpt.utils.content import HEAD_BYTES, WEB_PAGE, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import open_regular, readable
+from glassgpt.utils.formatting import format_bytes
 
 _JSON_LINES = (".jsonl", ".json", ".ndjson")  # C4 is published as .json.gz
-_COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, ".csv")
+_SEPARATED = (".csv", ".tsv")
+_COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, *_SEPARATED)
 SUFFIXES = (*_COMPRESSIBLE, ".parquet", *(inner + outer for inner in _COMPRESSIBLE for outer in COMPRESSIONS))
 """Suffixes of the files that are read from a folder; `name.lower().endswith(SUFFIXES)`."""
 
@@ -27,8 +31,10 @@ _TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its character
 
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
+_LONGEST_HEADER = 1 << 16
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
 _decode_json = json.JSONDecoder().raw_decode
+_SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
@@ -54,6 +60,7 @@ class BadRow(NamedTuple):
     place: str  # such as `line 3`
     reason: str
     lacks_column: bool = False
+    can_be_skipped: bool = True  # False if it is not certain where the row ends
 
 
 @dataclass
@@ -65,6 +72,8 @@ class Counts:
     bad: int = 0  # rows without text that were skipped
     first_bad: str = ""  # the place of the first one, and the reason
     duplicates: int = 0
+    special_tokens: int = 0  # occurrences of special tokens, which are encoded as any other text
+    web_pages: int = 0  # files of text that begin as HTML does
 
 
 def read_documents(
@@ -86,6 +95,8 @@ def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, coun
     try:
         for file, (name, path) in enumerate(files):
             for batch in _file_batches(file, path, name, options, counts):
+                found = (len(_SPECIAL.findall(text)) for text in batch.texts if "<|" in text or "</s>" in text)
+                counts.special_tokens += sum(found)
                 if merged.texts and (size >= PART_CHARACTERS or not batch.starts):
                     yield merged
                     merged, size = Batch([], [], True), 0
@@ -106,7 +117,7 @@ def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, coun
 def _file_batches(file: int, path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[Batch]:
     """The documents of a file. Short ones need little Python each: for them, most of the time goes into this module."""
     first_row, has_text = 0, False
-    for block in _blocks(path, name, options):
+    for block in _blocks(path, name, options, counts):
         places = list(zip(itertools.repeat(file), range(first_row, first_row + len(block)), strict=False))
         first_row, start = first_row + len(block), 0
         others = [
@@ -125,14 +136,16 @@ def _file_batches(file: int, path: Path, name: str, options: ReadingConfig, coun
             if not isinstance(row := block[i], BadRow):
                 has_text = True
                 yield from _in_parts(row, places[i], counts)
-            elif options.skip_bad:
+            elif options.skip_bad and row.can_be_skipped:
                 counts.bad += 1
                 counts.first_bad = counts.first_bad or f"{row.place}: {row.reason}"
             else:
                 # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
                 is_wrong_column = row.lacks_column and not has_text
-                skip = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
-                raise UserError(f"{name}, {row.place}: {row.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
+                advice = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
+                if not row.can_be_skipped:
+                    advice = "fix it: where this row ends is not certain, so it cannot be skipped"
+                raise UserError(f"{name}, {row.place}: {row.reason};\n{_NAME_COLUMN if is_wrong_column else advice}")
 
 
 def _in_parts(text: str | Iterable[str], place: tuple[int, int], counts: Counts) -> Iterator[Batch]:
@@ -149,17 +162,25 @@ def _in_parts(text: str | Iterable[str], place: tuple[int, int], counts: Counts)
         yield Batch([part], [place], number == 0)
 
 
-def _blocks(path: Path, name: str, options: ReadingConfig) -> Iterator[Sequence[str | BadRow | Iterable[str]]]:
-    """Consecutive rows of a file in lists; a file of plain text is one row, in pieces."""
+def _blocks(
+    path: Path, name: str, options: ReadingConfig, counts: Counts
+) -> Iterator[Sequence[str | BadRow | Iterable[str]]]:
+    """Consecutive rows of a file in lists. Rows of plain text come in pieces, to be read before the next row."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
     pieces = read_text(path, name, options.encoding, options.errors)
     if plain_name.endswith(_JSON_LINES):
         yield from _jsonl_rows(pieces, name, options.column)
-    elif plain_name.endswith(".csv"):
-        yield from _listed(_csv_rows(pieces, name, options.column))
+    elif plain_name.endswith(_SEPARATED):
+        delimiters = (options.delimiter or ("\t,;|" if plain_name.endswith(".tsv") else ",\t;|")).replace("\\t", "\t")
+        yield from _listed(_csv_rows(pieces, name, options.column, delimiters))
     elif not plain_name.endswith(".parquet"):
-        yield [pieces]
+        first = next(pieces, "")
+        counts.web_pages += WEB_PAGE.match(first) is not None
+        pieces = itertools.chain([first], pieces)
+        texts = ((0, piece) for piece in pieces) if options.split_on is None else between(pieces, options.split_on)
+        for _, group in itertools.groupby(texts, lambda each: each[0]):
+            yield [(text for _, text in group)]
     elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
     else:
@@ -262,12 +283,28 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | BadRow]:
-    """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header."""
+def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) -> Iterator[str | BadRow]:
+    """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header.
+
+    The delimiter is the first one with which the header has the column.
+    """
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
-    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in _lines(pieces, name))
+    blocks = _lines(pieces, name)
+    first = next(blocks, "")
+    starts = {each: csv.reader(io.StringIO(first[:_LONGEST_HEADER], newline=""), delimiter=each) for each in delimiters}
+    headers = {delimiter: next(filter(None, start), []) for delimiter, start in starts.items()}
+    fallback = max(delimiters, key=lambda delimiter: len(headers[delimiter]))
+    delimiter = next((delimiter for delimiter in delimiters if column in headers[delimiter]), fallback)
+    before, lines = 0, list[str]()  # the lines of the block that is being read, and the number of those before it
+
+    def lines_of(block: str) -> list[str]:
+        nonlocal before, lines
+        before, lines = before + len(lines), list(io.StringIO(block, newline=""))
+        return lines
+
+    all_lines = itertools.chain.from_iterable(map(lines_of, itertools.chain([first], blocks)))
     # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(all_lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     index = 0
     while True:
@@ -275,14 +312,11 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
         try:
             record = next(reader, None)
         except csv.Error as error:
-            if not header:
-                raise UserError(f"{name}, line {line}: invalid CSV ({error})") from None
-            if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
-                raise UserError(
-                    f"{name}, line {line}: unclosed quote, so the rows after it are lost; close it"
-                ) from None
-            yield BadRow(f"line {line}", f"invalid CSV ({error})")
-            continue
+            reason = "unclosed quote" if "unexpected end of data" in str(error) else f"invalid CSV ({error})"
+            if '\\"' in lines[reader.line_num - before - 1]:
+                reason += '; CSV doubles quotes, "" instead of \\"'
+            yield BadRow(f"line {line}", reason, can_be_skipped=False)
+            return
         if record == []:
             continue
         if not header:
@@ -291,7 +325,10 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
         elif record is None:
             return
         elif len(record) != len(header):
-            yield BadRow(f"line {line}", f"{len(record)} fields instead of the header's {len(header)}")
+            # With quotes, also those around several lines, the next line may be the inside of this record.
+            has_quotes = reader.line_num > line or '"' in lines[reader.line_num - before - 1]
+            reason = f"{len(record)} fields instead of the header's {len(header)}" + ", and quotes" * has_quotes
+            yield BadRow(f"line {line}", reason, can_be_skipped=not has_quotes)
         else:
             yield record[index]
 
@@ -302,8 +339,11 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         from pyarrow import parquet, types
     except ImportError:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
-    with readable(name):
-        open(path, "rb").close()  # Arrow's own errors for a missing or unreadable file are long
+    with readable(name), open_regular(path) as file:  # Arrow's own errors for a missing or unreadable file are long
+        head = file.read(HEAD_BYTES)
+        most = most_expanded(file)
+    if not head.startswith(b"PAR1"):
+        require_text(head, name)  # names what it is
     with _explain_damage(name, "its footer"):
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
         table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
@@ -317,6 +357,9 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
                 metadata = table.metadata.row_group(group)
+                if metadata.total_byte_size > min(most, _LONGEST_LINE * max(1, metadata.num_rows)):
+                    amount = f"{format_bytes(metadata.total_byte_size)} in {metadata.num_rows:,} rows"
+                    raise UserError(f"{name}: row group {group} expands to {amount}, more than a text can need")
                 # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
                 # process (std::terminate) when asked for the bytes of one column in some damaged files.
                 fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)

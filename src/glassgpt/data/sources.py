@@ -1,6 +1,7 @@
 """Where text comes from: a registered name, local files, a dataset of the hub, or a prepared dataset."""
 
 import glob
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,10 @@ def resolve(source: str) -> Source | PreparedDataset:
         return LocalFiles(path.resolve())
     elif path.exists():
         problem = f"{source} is neither a regular file nor a folder"
+    elif "://" in source:
+        problem = (
+            f"{source[:200]} is a URL, not a file; download it and name the file: curl -LO {shlex.quote(source[:200])}"
+        )
     elif glob.has_magic(source):  # only its own wildcards count: a folder may be called `a[1]`
         pattern = Path.cwd() / path
         root = next(folder for folder in pattern.parents if folder.is_dir())

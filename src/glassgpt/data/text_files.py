@@ -1,4 +1,4 @@
-"""The text of a file in pieces: decompressed (.gz, .bz2, .zst), decoded, and split where GPT-2 splits it anyway.
+"""The text of a file in pieces: decompressed (gzip, bzip2, zstd), decoded, and split where GPT-2 splits it anyway.
 
 A file is never held whole. A damaged or truncated file is an error, also in the cases in which the standard library
 would take it for a file that ends early: lost text would go unnoticed.
@@ -9,6 +9,7 @@ import codecs
 import gzip
 import importlib
 import itertools
+import os
 import re
 import sys
 import zlib
@@ -17,13 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from glassgpt.utils.content import HEAD_BYTES, require_text
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import open_regular, readable
+from glassgpt.utils.formatting import format_bytes
 
-COMPRESSIONS = (".gz", ".zst", ".bz2")
+# How each compression begins. The suffix counts only for a file that begins otherwise, for the error.
+_MAGIC = {".gz": rb"\x1f\x8b\x08", ".zst": rb"\x28\xb5\x2f\xfd", ".bz2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"}
+COMPRESSIONS = tuple(_MAGIC)
 """Suffixes of compressed files."""
 
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
+# Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
+_MOST_EXPANDED, _MOST_EXPANSION = 1 << 30, 500
 
 
 def compression_of(name: str) -> str:
@@ -31,15 +38,20 @@ def compression_of(name: str) -> str:
     return next((suffix for suffix in COMPRESSIONS if name.lower().endswith(suffix)), "")
 
 
-def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
-    """Yield the file's text, decompressed by the suffix of `name`, without its byte-order mark.
+def most_expanded(file: BinaryIO) -> int:
+    """The bytes that a compressed file may expand to."""
+    return max(_MOST_EXPANDED, _MOST_EXPANSION * os.fstat(file.fileno()).st_size)
 
-    Raises `UserError` for a file that cannot be read, is damaged or truncated, or is not valid in its encoding.
+
+def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
+    """Yield the file's text, decompressed, without its byte-order mark.
+
+    Raises `UserError` for a file that cannot be read, is damaged or truncated, is not text, or not in this encoding.
     """
     codec = codecs.lookup(encoding)
     decoder = codec.incrementaldecoder(errors)
     offset, started = 0, False
-    for chunk in itertools.chain(_read_bytes(path, name), [b""]):
+    for chunk in itertools.chain(_text_bytes(path, name, codec.name), [b""]):
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
@@ -57,23 +69,40 @@ def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str
             yield text
 
 
-def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
-    """The file's bytes, decompressed. No chunk is empty."""
-    compression = compression_of(name)
-    with readable(name), open(path, "rb") as raw:
-        if not compression:
-            yield from iter(partial(raw.read, _CHUNK), b"")
-            return
-        try:
-            if not raw.peek(1):  # even an empty text has some compressed bytes
-                raise EOFError
-            yield from _decompress(raw, compression)
-        except EOFError:
-            problem = f"its compressed data does not end within its {raw.tell():,} bytes"
-            raise UserError(f"{name} is truncated: {problem}; get it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            problem = f"{error} (within its first {raw.tell():,} bytes)"
-            raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; get it again") from error
+def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
+    """The file's bytes, decompressed. Raises `UserError` if they do not begin as text does."""
+    with readable(name), open_regular(path) as raw:
+        start = raw.peek(HEAD_BYTES)
+        compression = next((suffix for suffix in _MAGIC if re.match(_MAGIC[suffix], start)), compression_of(name))
+        for number, chunk in enumerate(_decompressed(raw, compression, name)):
+            if number == 0:
+                require_text(chunk[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)
+            yield chunk
+
+
+def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]:
+    """The content of the file. No chunk is empty. Raises `UserError` for damage, and if it grows beyond all reason."""
+    if not compression:
+        while chunk := raw.read(_CHUNK):  # None from a file of the kernel that has nothing now
+            yield chunk
+        return
+    most, size = most_expanded(raw), 0
+    try:
+        if not raw.peek(1):  # even an empty text has some compressed bytes
+            raise EOFError
+        for chunk in _decompress(raw, compression):
+            yield chunk
+            size += len(chunk)
+            if size > most:
+                advice = "if all of that is text, decompress it first"
+                raise UserError(f"{name} expands to more than {format_bytes(most)}; {advice}")
+    except EOFError:
+        problem = f"its compressed data does not end within its {raw.tell():,} bytes"
+        raise UserError(f"{name} is truncated: {problem}; get it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        problem = f"{error} (within its first {raw.tell():,} bytes)"
+        advice = f"get it again (if it is plain text, take {compression} off its name)"
+        raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; {advice}") from error
 
 
 def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
@@ -112,6 +141,20 @@ def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
     return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
 
 
+def between(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """The text between the separators, in pieces, each with the number of separators before it."""
+    number, rest = 0, ""
+    for piece in pieces:
+        *complete, rest = (rest + piece).split(separator)
+        for text in complete:
+            yield number, text
+            number += 1
+        end = max(0, len(rest) - len(separator) + 1)  # the characters after it may begin a separator
+        yield number, rest[:end]
+        rest = rest[end:]
+    yield number, rest
+
+
 # White space as GPT-2's pattern means it by \s (Unicode's property); Python's \s has four control characters more.
 _S = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _NOT_S = _S.replace("[", "[^")
@@ -142,7 +185,10 @@ def split_point(text: str, start: int, limit: int) -> int:
     """The end of the part that begins at `start`. It depends on the `limit` + 1 characters from there on alone."""
     half, end = start + limit // 2, start + limit
     # Most other tokenizers split at the first two as well. Neither is worth a part of less than half the limit.
-    for pattern, first in ((_AFTER_NEWLINE, half), (_BEFORE_SPACE, half), (_AT_WHITE_SPACE, start)):
+    places = (_AFTER_NEWLINE, half), (_BEFORE_SPACE, half), (_AT_WHITE_SPACE, start)
+    # All need both kinds of characters. Without this check, a file of one repeated character takes 20 times as long.
+    is_mixed = all(re.compile(kind).search(text, start, end + 1) for kind in (_S, _NOT_S))
+    for pattern, first in places if is_mixed else ():
         if match := pattern.match(text, first, end + 1):
             return match.end()
     return end - 1 if text[end - 1 : end + 1] == "\r\n" and limit > 1 else end

@@ -268,19 +268,20 @@ def _cut_pieces(cut: int, unit: WorkUnit, paths: Sequence[Path], counts: Counts)
 
 def _encode(piece: _Piece, tokenizer: Tokenizer, unit: WorkUnit) -> Encoded:
     """Encode documents. Each starts with its marks; without an end-of-text token, an empty line is before it."""
-    texts = piece.texts
+    texts, encoder = piece.texts, tokenizer if piece.starts else tokenizer.within_text
     if tokenizer.end_of_text is None and piece.starts:
         texts = [SEPARATOR + text for text in texts]
         if (unit.number, piece.first) == (0, 0):
             texts[0] = piece.texts[0]
     try:
-        ids, offsets = tokenizer.encode_documents(texts)
+        ids, offsets = encoder.encode_documents(texts)
     except UserError:
         for (file, row), text in zip(piece.places, texts, strict=True):  # which one cannot be encoded?
             try:
-                tokenizer.encode_documents([text])
+                encoder.encode_documents([text])
             except UserError as error:
-                raise UserError(f"{unit.files[file]}, row {row}: {error}") from None
+                place = f"row {row}" if row else "first document"  # a file of text has only one
+                raise UserError(f"{unit.files[file]}, {place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         known = f"its {tokenizer.vocab_size:,} ids"

@@ -25,6 +25,7 @@ from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.hellaswag_items import STYLES, Item, Style, fingerprint, prompt_of
 from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interop.references import LoadedModel
+from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
@@ -102,6 +103,8 @@ def evaluate_both_styles(
         results = cache_directory() / "hellaswag" / results_name(model_hash, tokenizer, items, style, precision)
         own = partial(progress, style)
         scores = score_hellaswag(model, tokenizer, items, style, precision=precision, results=results, progress=own)
+        if not all(math.isfinite(loss) for score in scores for loss in score.losses):
+            raise nonfinite_error(model)
         figures[style] = {"style": style, **summarize(scores)}
     return figures
 

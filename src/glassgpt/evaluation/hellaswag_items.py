@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import read_file, readable, sha256_of
+from glassgpt.utils.files import decoded, read_file, readable, sha256_of
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 12,246,618 bytes, 10,042 items
@@ -74,13 +74,13 @@ def find_items(path: str | Path | None = None) -> Path:
 def read_items(path: Path) -> list[Item]:
     """All items of a JSON lines file with the published file's fields. Raises `UserError` with the first wrong line."""
     with readable(path):
-        lines = read_file(path).split(b"\n")
+        lines = decoded(read_file(path), str(path)).split("\n")
     items: list[Item] = []
     for line, text in enumerate(lines, start=1):
         try:
             if text.strip():
                 items.append(_item(len(items), json.loads(text)))
-        except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
+        except (ValueError, RecursionError) as error:
             reason = error if isinstance(error, UserError) else f"broken JSON ({error})"
             raise UserError(f"{path}, line {line}: {reason}") from None
     if not items:

@@ -20,9 +20,11 @@ from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation import inference
 from glassgpt.interop.references import LoadedModel, load_model
+from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -201,6 +203,7 @@ def details(
     return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 
 
+@check_arguments
 def evaluate(
     reference: str | Path | LoadedModel,
     *,
@@ -210,17 +213,19 @@ def evaluate(
     encoding: str | None = None,
     errors: str | None = None,
     skip_bad: bool | None = None,
+    delimiter: str | None = None,
+    split_on: str | None = None,
     context_length: int | None = None,
     documents: bool = False,
     tokens: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     quantize: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
     split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
-    otherwise `all`. `column`, `encoding`, `errors` and `skip_bad`: as in `DataConfig`, by default the run's.
+    otherwise `all`. The arguments from `column` to `split_on`: as in `DataConfig`, by default the run's.
     context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
     `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called while text is prepared and verified.
 
@@ -231,15 +236,14 @@ def evaluate(
         raise UserError(f"split must be validation, train or all, got {split!r}")
     target = find_device(inference.device_for(quantize, device))
     loaded = reference if isinstance(reference, LoadedModel) else load_model(reference, target)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise UserError(f"{loaded.reference} has no tokenizer, so it cannot be evaluated on text")
-    if quantize is not None:
-        model = inference.quantize(model, quantize)
+    model = loaded.model if quantize is None else inference.quantize(loaded.model, quantize)
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
-    data, default_split = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
+    data, default_split = _open_data(loaded, changes | {"delimiter": delimiter, "split_on": split_on}, log)
     split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
     precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
@@ -250,7 +254,7 @@ def evaluate(
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
-        **combine(measured, data),
+        **_finite(combine(measured, data), loaded.model),
         **loaded.provenance,
         "data": ", ".join(data.names),
         "data_fingerprint": data.fingerprint,
@@ -262,12 +266,19 @@ def evaluate(
     }
 
 
+def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
+    """The figures. Raises `UserError` if the loss is not finite."""
+    if not math.isfinite(figures["loss"]):
+        raise nonfinite_error(model)
+    return figures
+
+
 def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:
     """The data to evaluate on, and its default split."""
     config, source = loaded.config or TrainConfig(steps=1), changes.get("source")
     if loaded.config is None and source is None:
         raise UserError(f"{loaded.reference} has no run, so no validation split; choose a text with --data")
-    settings = config.override(data=changes).data
+    settings = config.override(data={name: value for name, value in changes.items() if value is not None}).data
     if source is not None and (config.data.mixture or absolute_source(source) != config.data.source):
         settings = dataclasses.replace(settings, mixture={}, validation="fraction", validation_source=None)
     # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights,

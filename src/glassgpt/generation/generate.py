@@ -6,17 +6,23 @@ Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
+
+Prompt = str | Sequence[int] | Tensor | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,11 @@ class GeneratedToken:
         return self.text
 
 
+@check_arguments
 def generate(
     model: GPT,
     tokenizer: Tokenizer | None,
-    prompt: str | Sequence[int] | None = None,
+    prompt: Prompt | None = None,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.8,
@@ -52,10 +59,10 @@ def generate(
     """Continue a prompt, and yield each token as soon as it is drawn: `print(token, end="")`. Samples take turns.
 
     prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`,
-    before a `stop` string, or at the tokenizer's end of text. A full context drops its older half and reads the rest
-    again (`window_start`), unless the model has no limit (`ModelConfig.has_unlimited_context`). precision: see
-    `prepare_for_inference`. probabilities: also compute each token's probability. Global random state is not used.
-    Raises `UserError` for an empty prompt and for invalid settings, before the first token.
+    before a `stop` string, or at one of the model's `end_ids`, by default the tokenizer's end of text. A full context
+    drops its older half and reads the rest again (`window_start`), unless the model `has_unlimited_context`. precision:
+    see `prepare_for_inference`. probabilities: also compute each token's. Global random state is not used. Raises
+    `UserError` for an empty prompt and invalid settings, before the first token, and for logits that are not finite.
     """
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -65,12 +72,12 @@ def generate(
     # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
-    if "" in stop:
-        raise UserError("a stop string is empty; it would stop before the first token")
+    if not all(isinstance(text, str) and text for text in stop):
+        raise UserError("stop strings must be texts of at least one character")
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    texts = [_TextStream(tokenizer, stop, batch[0].tolist()) for _ in range(n)]
+    texts = [_TextStream(tokenizer, stop, model.end_ids, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
     def tokens() -> Iterator[GeneratedToken]:  # nested, so that `generate` checks its arguments when it is called
@@ -79,7 +86,7 @@ def generate(
             next_logits = _NextLogits(model, batch, max_new_tokens, precision, use_cache)
             for index in range(max_new_tokens):
                 logits = next_logits(ids)[:, :vocab_size]
-                drawn = _draw_next(logits, settings, generator)
+                drawn = _draw_next(model, logits, settings, generator)
                 chances: list[float | None] = [None] * n
                 if probabilities:
                     chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist()
@@ -117,8 +124,9 @@ class _NextLogits:
         return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])
 
 
-def _draw_next(logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """Draw one token (n,) from each row of logits (n, V)."""
+def _draw_next(model: GPT, logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
+    """Draw one token (n,) from each row of the model's logits (n, V). Raises `UserError` if they are not finite."""
+    require_finite(logits, model)
     if settings.temperature == 0:  # the distribution would put all on one token: a twentieth of a step
         return logits.argmax(dim=-1)
     return draw(sampling_distribution(logits, settings), generator).to(logits.device)
@@ -136,7 +144,8 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    tiny = torch.finfo(torch.float32).tiny  # what is smaller would be compared and divided by as 0
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(settings.temperature, tiny)
     if settings.top_k is not None:  # Fan et al., 2018; logits equal to the k-th largest are kept
         threshold = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -144,7 +153,7 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
     if settings.top_p is not None and settings.top_p < 1:
         probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         # A token stays if those before it sum to less than p, so the most likely token always stays.
-        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= settings.top_p
+        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= max(settings.top_p, tiny)
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
     if settings.min_p is not None:  # Nguyen et al., 2024; relative to the most likely token
         probabilities = logits.softmax(dim=-1)
@@ -172,21 +181,25 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 class _TextStream:
     """One sample's text as it grows: whole characters only, and no part of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self.decoder, self.end_of_text = None, None
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop: Sequence[str], ends: Sequence[int] | None, prompt: Sequence[int]
+    ) -> None:
+        self.decoder: StreamDecoder | None = None
+        self.ends: Sequence[int | None] = ends or ()
         if tokenizer is not None:
-            self.end_of_text = tokenizer.end_of_text
+            self.ends = (tokenizer.end_of_text,) if ends is None else ends
             # A prompt of tokens that start a document has no text that the new text continues.
-            continues = any(i not in (*tokenizer.prompt_prefix, self.end_of_text) for i in prompt)
+            continues = any(i not in (*tokenizer.prompt_prefix, tokenizer.end_of_text, *self.ends) for i in prompt)
             self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
         self.stop, self.pending, self.ended = stop, "", False
 
     def add(self, token_id: int, last: bool) -> str:
         """Add a token, and return the text that can be shown now. Text that may begin a stop string stays pending."""
-        self.ended = last or token_id == self.end_of_text
+        is_end = token_id in self.ends
+        self.ended = last or is_end
         if self.decoder is None:
             return ""
-        self.pending += self.decoder.feed(token_id) if token_id != self.end_of_text else ""
+        self.pending += self.decoder.feed(token_id) if not is_end else ""
         self.pending += self.decoder.finish() if self.ended else ""
         stops = [at for at in (self.pending.find(text) for text in self.stop) if at >= 0]
         if stops:
@@ -211,7 +224,7 @@ def default_prompt(tokenizer: Tokenizer) -> list[int]:
     return [0]
 
 
-def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
+def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: Prompt | None) -> Tensor:
     """A prompt as ids (1, T) on the model's device: a text's after `prompt_prefix`, or `default_prompt` for None.
 
     Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
@@ -224,9 +237,16 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
     elif isinstance(prompt, str):
         encoded = tokenizer.encode(prompt).tolist()
         prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    wrong = UserError("the prompt must be a text or one list of token ids, which are whole numbers of up to 64 bits")
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise wrong from None
     if ids.numel() == 0:
         raise UserError("the prompt is empty; the model needs at least one token to continue")
+    if ids.is_floating_point() or ids.numel() != max(ids.shape, default=1):
+        raise wrong
+    ids = ids.to(torch.int64).flatten()
     if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
         raise UserError(f"the prompt has token ids outside 0..{model.vocab_size - 1}, the model's vocabulary")
     return ids[None].to(model.embedding.weight.device)

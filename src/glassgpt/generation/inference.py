@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Reduction
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
 from glassgpt.utils import torch_internals
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError
 
@@ -107,6 +109,7 @@ class InferenceGPT(GPT):
     def __init__(self, model: GPT, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
         nn.Module.__init__(self)
         self.config, self.vocab_size, self.limit = model.config, model.vocab_size, model.limit
+        self.end_ids = model.end_ids
 
         def replace(module: nn.Module) -> nn.Module | None:
             if type(module) is nn.Dropout and not torch_internals.has_forward_hooks(module):
@@ -139,11 +142,13 @@ class InferenceGPT(GPT):
         return soft_cap(self.head(hidden), self.config.logit_softcap)
 
 
+@check_arguments
 def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
     """A copy of the model with int8 linear layers and head, which generates faster on a CPU.
 
     The original is not changed; delete it to free the memory of its matrices. `glassgpt eval --quantize int8` measures
-    the loss in quality. Raises `UserError` for another kind, device or dtype, and for a CPU that is not x86.
+    the loss in quality. Raises `UserError` for another kind, device or dtype, for weights that are not finite, and for
+    a CPU that is not x86.
     """
     weight = model.embedding.weight
     if kind != "int8":
@@ -156,11 +161,13 @@ def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
         raise UserError(f"int8 needs a float32 model, and this one is {weight.dtype}; call model.float() first")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only; generate without int8")
+    for parameter in model.parameters():  # integers have no NaN
+        require_finite(parameter.detach().abs(), model)
     with torch.inference_mode():
         return InferenceGPT(model, Int8Linear)
 
 
-def device_for(quantization: str | None, device: str) -> str:
+def device_for(quantization: str | None, device: str | torch.device) -> str | torch.device:
     """The device to load a model on: for a model to `quantize`, `auto` is the CPU."""
     return "cpu" if quantization is not None and device == "auto" else device
 

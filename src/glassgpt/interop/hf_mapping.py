@@ -5,8 +5,10 @@ family reads, or be known to change nothing. Checked against transformers 5.23.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,30 @@ _HARMLESS_START = ("_", "summary_", "unsloth_")
 _NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "final_logit_softcapping", "attention_dropout"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 _GPT2_SMALL = ModelConfig()
+# Parts of names that DDP, torch.compile, FSDP and activation checkpointing add.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # float8 would need its scales
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
     "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
 }  # fmt: skip
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names in the model itself, without those of what wrapped it in training.
+
+    Raises `UserError` if two tensors get the same name.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if plain in named:
+            raise UserError(f"two tensors are called {plain!r}, one of them {name!r}")
+        named[plain] = tensor
+    while named and all(name.startswith("model.") for name in named):
+        named = {name.removeprefix("model."): tensor for name, tensor in named.items()}
+    return named
 
 
 def _unsupported(key: str, value: object) -> UserError:
@@ -53,9 +74,10 @@ def _unsupported(key: str, value: object) -> UserError:
 def _normalized(config: ModelConfig) -> ModelConfig:
     """The config with defaults for everything that changes no logits or equals the default."""
     default, c = _GPT2_SMALL, config
-    full = c.window is None or c.window + c.window_globals >= c.context_length
+    # A longer text than the context exists only with relative positions.
+    full = c.window is None or (c.position == "learned" and c.window + c.window_globals >= c.context_length)
     pattern = "".join("L" if window is None else "S" for window in c.windows)
-    shortest = next(n for n in range(1, len(pattern) + 1) if (pattern[:n] * len(pattern)).startswith(pattern))
+    shortest = next(n for n in range(1, len(pattern) + 1) if (pattern[:n] * -(-len(pattern) // n)).startswith(pattern))
     default_bias = c.norm == "rmsnorm" or c.resolved_norm_bias == c.bias
     return replace(
         c,
@@ -94,17 +116,19 @@ def _read_setting(ours: str, values: Mapping[str, Any]) -> Any:
 def _with_windows(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     """Add sliding windows: of all layers, of those from `max_window_layers` on, or of those in `layer_types`."""
     window: Any = values.get("sliding_window") if values.get("use_sliding_window", True) else None
-    if window is None and not values.get("layer_types"):
+    types = values.get("layer_types")
+    if window is None and types is None:
         return config
     first = values.get("max_window_layers", 0)
     for key, value in (("sliding_window", window), ("max_window_layers", first)):
         if value is not None and type(value) is not int:
             raise _unsupported(key, value)
-    types = values.get("layer_types") or [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
+    if types is None:
+        types = [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
     known = isinstance(types, list) and len(types) == config.n_layer and all(t in (_SLIDING, _FULL) for t in types)
     if not known or (_SLIDING in types and window is None):
         raise _unsupported("layer_types", types)
-    if window is None or _SLIDING not in types or window >= config.context_length:
+    if window is None or _SLIDING not in types:
         return config
     return replace(config, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
@@ -151,7 +175,7 @@ class Family:
 
     def _is_supported(self, key: str, value: object) -> bool:
         """Whether a key is read, has a required value, changes nothing, or asks for nothing (null, false or empty)."""
-        must_be = {**self.must_be, "is_causal": (True, None)}
+        must_be = {**self.must_be, "is_causal": (True,)}
         known = {*" ".join(self.keys.values()).split(), *self.windows, *self.unread, *_HARMLESS}
         if self.rope_theta is not None:
             must_be["partial_rotary_factor"] = (1, None)
@@ -168,9 +192,10 @@ class Family:
         if not isinstance(rope, Mapping):
             raise _unsupported(holder, rope)
         for key, value in sorted(rope.items(), key=lambda item: item[0] not in _ROPE_MUST_BE):  # kind of scaling first
-            if value and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
+            is_asked = value or key in _ROPE_MUST_BE
+            if is_asked and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
                 raise _unsupported(f"{holder}.{key}", value)
-        return rope.get("rope_theta") or config.get("rope_theta") or self.rope_theta
+        return rope.get("rope_theta", config.get("rope_theta", self.rope_theta))
 
     def stored_config(self, config: ModelConfig) -> ModelConfig:
         """The config of the model in a file of the family: with biases (zeros) if the family always has them."""
@@ -252,10 +277,20 @@ class Family:
                 result[theirs] = self._rotated(theirs, part, config)
         return result
 
+    def require_layers(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Raise `UserError` unless the tensors have as many layers as the config."""
+        named, embedding = self._named(tensors), self._embedding
+        if embedding not in named:
+            raise self._missing(embedding, tensors)
+        number = re.compile(rf"{re.escape(self.prefix + self.layers)}\.(\d+)\.").match
+        layers = len({match[1] for match in map(number, named) if match})
+        if layers != config.n_layer:
+            raise UserError(f"its config has {config.n_layer:,} layers, and its weights have {layers:,}")
+
     def load_tensors(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:
         """Fill a model's parameters. Raises `UserError`, and fills nothing, unless these are exactly its tensors."""
         unused = self._named(tensors)
-        embedding = f"{self.prefix}{self.tensors['embedding']}.weight"
+        embedding = self._embedding
         head = unused.pop("lm_head.weight", None) if model.config.tied_head else None
         if head is not None and embedding in unused and not torch.equal(head, unused[embedding]):
             raise UserError(f"lm_head.weight differs from {embedding}, although the config ties them")
@@ -264,8 +299,8 @@ class Family:
             for theirs, part in self._parts(name, parameter.detach(), model.config).items():
                 tensor = unused.pop(theirs, None)
                 if tensor is None:
-                    raise UserError(f"the tensor {theirs!r} of a {self.name} model is missing")
-                if tensor.shape != part.shape or not tensor.is_floating_point():
+                    raise self._missing(theirs, tensors)
+                if tensor.shape != part.shape or tensor.dtype not in _DTYPES:
                     expected = f"floating-point numbers of shape {tuple(part.shape)}"
                     raise UserError(f"the tensor {theirs!r} is {tensor.dtype} {tuple(tensor.shape)}, not {expected}")
                 plan.append((theirs, part, tensor))
@@ -274,8 +309,24 @@ class Family:
         for theirs, part, tensor in plan:
             part.copy_(self._rotated(theirs, tensor, model.config))
 
+    @property
+    def _embedding(self) -> str:
+        return f"{self.prefix}{self.tensors['embedding']}.weight"
+
+    def _missing(self, theirs: str, tensors: Mapping[str, Tensor]) -> UserError:
+        """The error for a tensor that the file does not have, with an unknown prefix of its names."""
+        own = theirs.removeprefix(self.prefix)
+        prefix = next((name.removesuffix(own) for name in tensors if name.endswith(f".{own}")), "")
+        hint = f"; its names begin with {prefix!r}" if prefix not in ("", self.prefix) else ""
+        return UserError(f"the tensor {theirs!r} of a {self.name} model is missing{hint}")
+
     def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters among a file's tensors, with the prefix if it was left out."""
+        """The parameters among a file's tensors, with the prefix if it was left out. Raises `UserError` for others."""
+        tensors = plain_names(tensors)
+        for name, tensor in tensors.items():
+            is_plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+            if not is_plain or tensor.untyped_storage().nbytes() < tensor.nbytes:  # repeated by a stride of 0
+                raise UserError(f"the tensor {name!r} is sparse, nested, repeated or without data, not a plain array")
         prefix = "" if any(name.startswith(self.prefix) for name in tensors) else self.prefix
         named = {name if name.startswith("lm_head.") else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         is_buffer = re.compile(self.buffers).fullmatch
@@ -292,17 +343,31 @@ class ExternalModel:
     facts: tuple[tuple[str, str], ...]  # names and values that `glassgpt info` prints
     read_tensors: Callable[[], Mapping[str, Tensor]]
     read_tokenizer: Callable[[], Tokenizer | None]
+    end_ids: tuple[int, ...] | None = None  # as `GPT.end_ids`
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None. Raises `UserError` if it is damaged."""
         return self.read_tokenizer()
 
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of all files by name, of as many layers as the config has. Raises `UserError`."""
         with explain_os_errors("read", self.path):
             tensors = self.read_tensors()
-        try:
+        with self._explained():
+            self.family.require_layers(self.model_config, tensors)
+        return tensors
+
+    def load_model(self, model: GPT) -> None:
+        """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""
+        tensors = self.tensors
+        with self._explained():
             self.family.load_tensors(model, tensors)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except UserError as error:
             raise UserError(f"cannot load {self.path}: {error}") from None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,20 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_families import FAMILIES
-from glassgpt.interop.hf_mapping import ExternalModel, Family
+from glassgpt.interop.hf_mapping import ExternalModel, Family, plain_names
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, decoded, explain_os_errors, read_file, write_atomic
+from glassgpt.utils.files import (
+    PARTIAL_PREFIX,
+    atomic_directory,
+    decoded,
+    explain_os_errors,
+    read_file,
+    read_json,
+    write_atomic,
+)
 from glassgpt.utils.safe_pickle import read_pickle
 
 
@@ -37,11 +45,12 @@ def open_hf(path: Path) -> ExternalModel:
         hint = did_you_mean(name, known)
         raise UserError(f"{file}: model_type {name!r} is not supported{hint}; supported: {', '.join(known)}")
     try:
-        shape = known[name].read_config(config)
+        shape, ends = known[name].read_config(config), _end_ids(file.parent, config)
     except (UserError, TypeError, AttributeError) as error:  # such as text instead of a number
         raise UserError(f"cannot use {file}: {error}") from None
     facts = (("Hugging Face model", f"{path} ({known[name].name})"),)
-    return ExternalModel(path, known[name], shape, facts, partial(_read_all, path), partial(_tokenizer_in, file.parent))
+    readers = partial(_read_all, path), partial(_tokenizer_in, file.parent)
+    return ExternalModel(path, known[name], shape, facts, *readers, ends)
 
 
 def _tokenizer_in(folder: Path) -> Tokenizer | None:
@@ -52,10 +61,10 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
     if not (vocab.is_file() and merges.is_file()):
         return None
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = decoded(read_file(merges), merges.name).split("\n")
         pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-        return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
-    except (UserError, ValueError) as error:
+        return BPETokenizer.from_merges(read_json(vocab), pairs)
+    except (ValueError, TypeError) as error:  # also for a vocabulary that is not a dictionary
         raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
 
@@ -72,7 +81,8 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     family = family_for(model.config)
     begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
-    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
+    ends = end if model.end_ids is None else model.end_ids[0] if len(model.end_ids) == 1 else list(model.end_ids)
+    ids = {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": None}
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
     config = {**about, "use_cache": True, **family.write_config(model.config), **ids}
     with _filled(directory) as partial:
@@ -111,11 +121,19 @@ def _filled(directory: Path) -> Iterator[Path]:
         listing.unlink()
 
 
+def _end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The ids that end a text, by transformers' order: generation_config.json if it exists, otherwise config.json."""
+    file, ids = folder / "generation_config.json", list[Any]()
+    for settings in (config, _json_object(file)) if file.is_file() else (config,):
+        value = settings.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise UserError(f"eos_token_id must be a whole number or a list of them, got {value!r:.60}")
+    return tuple(ids) or None
+
+
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # invalid JSON or UTF-8
-        raise UserError(f"{path} is damaged: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")
     return content
@@ -123,7 +141,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _published_gpt2(path: Path) -> dict[str, Any]:
     """The config of one of OpenAI's four GPT-2, by the shapes of its tensors; all have heads of width 64."""
-    shapes = {name.removeprefix("transformer."): tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    tensors = plain_names(read_tensors(path))
+    shapes = {name.removeprefix("transformer."): tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = sum(bool(re.fullmatch(r"h\.\d+\.ln_1\.weight", name)) for name in shapes)
     for n_layer, n_embd in ((12, 768), (24, 1024), (36, 1280), (48, 1600)):
         if (layers, shapes.get("wte.weight"), shapes.get("wpe.weight")) == (n_layer, (50257, n_embd), (1024, n_embd)):
@@ -156,7 +175,10 @@ def _read_all(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path):
         content = read_tensors(file) if file.suffix == ".safetensors" else read_pickle(file)
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        items = content.items() if isinstance(content, dict) else [(None, content)]
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items):
             raise UserError(f"{file} does not hold tensors by name")
+        if repeated := tensors.keys() & content.keys():
+            raise UserError(f"{file} repeats the tensor {min(repeated)!r} of another file")
         tensors |= content
     return tensors

@@ -13,6 +13,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
+_SETTINGS = (int, float, str, type(None))  # bool is an int
 # Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
     name="build-nanogpt", prefix="transformer.", layers="h", defaults={"vocab_size": GPT2_VOCAB_SIZE},
@@ -58,6 +59,8 @@ def open_nanogpt(path: Path) -> ExternalModel:
         family, settings, step, loss = _NANOGPT, arguments, content.get("iter_num"), content.get("best_val_loss")
     else:
         raise UserError(f"{path} has neither nanoGPT's 'model_args' nor build-nanogpt's 'config'; both name the shape")
+    if wrong := [key for key, value in settings.items() if not isinstance(value, _SETTINGS)]:
+        raise UserError(f"cannot use {path}: the setting {wrong[0]!r} is neither a number nor text")
     try:
         shape = family.read_config(settings)
         if shape.vocab_size == 50304:  # in both projects GPT-2's 50,257 tokens and padding
@@ -70,6 +73,4 @@ def open_nanogpt(path: Path) -> ExternalModel:
         ("step", f"{step:,}" if isinstance(step, int) else "unknown"),
         ("validation loss", loss_text),
     )
-    # torch.compile puts a prefix before every name.
-    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors}
-    return ExternalModel(path, family, shape, facts, lambda: named, partial(_tokenizer_of, path, shape.vocab_size))
+    return ExternalModel(path, family, shape, facts, lambda: weights, partial(_tokenizer_of, path, shape.vocab_size))

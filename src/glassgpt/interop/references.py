@@ -21,6 +21,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Checkpoint, TrainingState, checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import UserError, nearby_path, program
 from glassgpt.utils.files import explain_os_errors, user_path
@@ -149,8 +150,12 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
 
 def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
     """The model, in evaluation mode on `device`, and the tokenizer."""
+    is_external = isinstance(source, ExternalModel)
+    ends = source.end_ids if is_external and source.tensors else None  # reads the tensors, and counts their layers
+    source.load_model(GPT.empty(source.model_config, "meta"))  # compares all shapes before memory is taken
     model = GPT.empty(source.model_config, device)
     source.load_model(model)
+    model.end_ids = ends
     return model.eval(), tokenizer_of(source)
 
 
@@ -164,7 +169,8 @@ def load_model(reference: str | Path, device: torch.device) -> LoadedModel:
     return read_reference(reference, read)
 
 
-def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
+@check_arguments
+def load(reference: str | Path, device: str | torch.device = "auto") -> tuple[GPT, Tokenizer | None]:
     """Load a model and its tokenizer: `model, tokenizer = glassgpt.load("runs/demo@best")`.
 
     The model is in evaluation mode on `device` (`auto`, `cpu`, `cuda`, ...); the tokenizer is None if there is none.
@@ -174,13 +180,14 @@ def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | 
     return loaded.model, loaded.tokenizer
 
 
+@check_arguments
 def export(reference: str | Path, out: str | Path) -> str:
     """Write a directory that Hugging Face's transformers loads, and return the model's family (`GPT2`, `Llama`, ...).
 
     Raises `UserError` if no family can hold the model, naming the settings, or if the directory is not empty.
     """
     model, tokenizer = load(reference, device="cpu")
-    return export_hf(model, tokenizer, user_path(str(out)))
+    return export_hf(model, tokenizer, user_path(out))
 
 
 def describe(reference: str | Path) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
@@ -122,6 +123,7 @@ class ActivationCache:
             raise UserError("no activations captured yet; run the model inside `capture` first")
 
 
+@check_arguments
 @contextmanager
 def capture(model: GPT) -> Iterator[ActivationCache]:
     """Record each forward pass inside, also over a KV cache; a later pass replaces an earlier one.

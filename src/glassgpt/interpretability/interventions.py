@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations, require_index
 from glassgpt.model.attention import Span
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -115,13 +116,18 @@ class Effects(NamedTuple):
 def effects(
     model: GPT, ids: Tensor, edits: Sequence[Edit], source: ActivationCache | None = None, position: int | None = None
 ) -> Effects:
-    """What edits do to the logits of ids (B, T), at one position or at all. Errors as in `edited`."""
+    """What edits do to the logits of ids (B, T), at one position or at all.
+
+    Raises `UserError` as `edited`, and for logits that are not finite.
+    """
     if position is not None:
         require_index("position", position, ids.shape[1])
     at = slice(None) if position is None else position
     before = model.logits(model.hidden(ids)[:, at])
     with edited(model, edits, source):
-        return Effects(before, model.logits(model.hidden(ids)[:, at]))
+        after = model.logits(model.hidden(ids)[:, at])
+    require_finite(torch.cat([before, after]), model)
+    return Effects(before, after)
 
 
 class _Change(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations, at_least_float32, require_index
 from glassgpt.model.attention import LayerNorm, RMSNorm
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.model.loss import CHUNK_ELEMENTS
 from glassgpt.utils.errors import UserError
@@ -55,7 +56,7 @@ def logit_lens(
     """The logit lens (nostalgebraist, 2020): final norm and head applied to the residual stream at each depth.
 
     For positions `start` to `stop` of the first sequence; the last depth is the model's own prediction. Holds 64 MiB of
-    logits at a time. Raises `UserError` for positions or ids out of range, and before a pass.
+    logits at a time. Raises `UserError` for positions or ids out of range, before a pass, and if logits are not finite.
     """
     cache.require_pass()
     T = cache.ids.shape[1]
@@ -90,8 +91,11 @@ def _predict(model: GPT, hidden: Tensor, next_ids: Tensor, k: int, watch: Sequen
     """Predictions from hidden (n, C), chunk by chunk; `next_ids` (n,) are the actual next ids, -1 for none."""
     rows = max(1, CHUNK_ELEMENTS // model.vocab_size)
     watched = torch.tensor(watch, dtype=torch.int64, device=hidden.device)
-    starts = range(0, len(hidden), rows)
-    chunks = [_summarize(model.logits(hidden[i : i + rows]), next_ids[i : i + rows], k, watched) for i in starts]
+    chunks = []
+    for i in range(0, len(hidden), rows):
+        logits = model.logits(hidden[i : i + rows])
+        require_finite(logits, model)
+        chunks.append(_summarize(logits, next_ids[i : i + rows], k, watched))
     return Predictions(**{name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in vars(chunks[0])})
 
 
@@ -148,7 +152,7 @@ def logit_attribution(
     difference to another token's logit. Computed in float64, so only the model's own rounding remains.
 
     There is a part `patch` only if the stream after a layer is not the sum of what was added to it: it was patched, or
-    dropout was on. Raises `UserError` for a position or token out of range.
+    dropout was on. Raises `UserError` for a position or token out of range, and if the logit is not finite.
     """
     cache.require_pass()
     require_index("position", position, cache.ids.shape[1])
@@ -166,6 +170,7 @@ def logit_attribution(
     if bias is not None:
         parts.append(Contribution("final norm's bias", "norm_bias", None, None, bias))
     hidden = _exact(cache.ln_final[0, position])
+    require_finite(hidden @ wanted, model)
     return Attribution(float(hidden @ own), None if other is None else float(hidden @ other), parts)
 
 

@@ -15,6 +15,8 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.model.attention import Attention, LayerNorm, NoPositions, RMSNorm
 from glassgpt.model.kv_cache import KVCache, LayerCache
 from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
+from glassgpt.utils.arguments import check_arguments
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 from glassgpt.utils.torch_internals import SkipInit
 
@@ -137,11 +139,13 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The language model. `model(ids)` gives logits, `model(ids, targets)` the loss. `create` makes a new one."""
 
+    @check_arguments
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size or 0
         self.limit = config.context_length if config.position == "learned" else None
+        self.end_ids: tuple[int, ...] | None = None  # they end a generated text; None: the tokenizer's end of text
         self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
@@ -183,6 +187,10 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache takes in these tokens."""
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
+            raise UserError(
+                "ids must be a tensor (B, T) of token ids; for text: torch.tensor([[*tokenizer.encode(text)]])"
+            )
         start, limit = (0, self.limit) if cache is None else (cache.length, cache.limit)
         end = start + ids.shape[1]
         if limit is not None and end > limit:

@@ -21,6 +21,7 @@ from glassgpt.interpretability.capture import ActivationCache, attention_overvie
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
+from glassgpt.model.finite import require_finite
 from glassgpt.playground.model_pool import LoadedModel
 from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
 from glassgpt.tokenizers.builtin import BPETokenizer
@@ -136,7 +137,8 @@ def activations(loaded: LoadedModel, request: CaptureRequest) -> ActivationCache
 
     def compute() -> ActivationCache:
         with apply_edits(loaded, request), capture(loaded.model) as cache:
-            loaded.model.hidden(ids_on_device(loaded, request.ids))
+            hidden = loaded.model.hidden(ids_on_device(loaded, request.ids))
+        require_finite(hidden, loaded.model)
         for layer in cache.layers:
             del layer.mlp_post, layer.resid_mid  # nearly a third of the memory, and no request reads them
         return cache
@@ -220,7 +222,9 @@ def next_logits(loaded: LoadedModel, request: CaptureRequest, position: int | No
             hidden = loaded.model.hidden(ids_on_device(loaded, request.ids))
     else:
         hidden = activations(loaded, request).ln_final
-    return pack({"logits": loaded.model.logits(hidden[0, position])[: loaded.vocab_size].float()}, {})
+    logits = loaded.model.logits(hidden[0, position])[: loaded.vocab_size].float()
+    require_finite(logits, loaded.model)
+    return pack({"logits": logits}, {})
 
 
 def generate_text(loaded: LoadedModel, request: GenerateRequest) -> Generator[dict[str, Any]]:

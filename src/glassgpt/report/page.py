@@ -10,12 +10,14 @@ from glassgpt.report import tables
 from glassgpt.report.charts import charts_of
 from glassgpt.report.runs import RunRecords, read_runs
 from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, require_writable, user_path, write_atomic
 
 _MARK = '<meta name="generator" content="glassgpt report">'  # by which a report is recognised before it is overwritten
 
 
+@check_arguments
 def write_report(run: str | Path, *others: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run, or of several compared, and return its path.
 
@@ -28,6 +30,7 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
     else:
         path = user_path("report.html" if out is None else out)
         _require_report(path)
+    require_writable(path)
     # JSON can contain a lone surrogate, which UTF-8 cannot.
     write_atomic(path, _render(runs).encode(errors="replace"))
     return path
@@ -43,7 +46,6 @@ def _require_report(path: Path) -> None:
                 head = file.read(2000)
             if head and _MARK.encode() not in head:
                 raise UserError(f"{path} exists and is not a report; choose another --out")
-    require_writable(path)
 
 
 def _render(runs: Sequence[RunRecords]) -> str:

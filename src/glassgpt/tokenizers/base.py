@@ -53,6 +53,11 @@ class Tokenizer(ABC):
         return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks
 
     @property
+    def within_text(self) -> "Tokenizer":
+        """This tokenizer for further parts of a text, without the space that some put before a text."""
+        return self
+
+    @property
     def sha256(self) -> str:
         """The hash of the tokenizer's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

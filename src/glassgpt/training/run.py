@@ -28,6 +28,7 @@ from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.training.recorder import Recorder
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
@@ -39,6 +40,7 @@ SETTLING_SECONDS = 60.0
 _AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 
+@check_arguments
 def train(
     config: TrainConfig, out: str | Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Path:
@@ -60,6 +62,7 @@ def train(
     return run.path
 
 
+@check_arguments
 def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None, **execution: Any) -> Path:
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
@@ -121,8 +124,9 @@ class _Job:
         state = setup_training(config, ranks, progress, checkpoint, before)
         now = environment_of(state)
         before.setdefault("variables", "")  # which version 0.2 did not record
-        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
-            progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
+        changed = [(key, before.get(key), now[key]) for key in now if before.get(key) != now[key]]
+        if text := "; ".join(f"{key} was {old or 'not set'}, is {new or 'not set'}" for key, old, new in changed):
+            progress.message(f"warning: bits may differ, as the environment has changed: {text}")
         status = run.read_status()
         recorder = Recorder(run, state, progress, status.get("request"))
         if state.step >= state.steps and state.pending_evaluation is None:

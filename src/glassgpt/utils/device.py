@@ -21,7 +21,7 @@ from glassgpt.utils.gpu_specs import find_gpu
 from glassgpt.utils.openmp import numeric_variables
 
 
-def find_device(name: str = "auto") -> torch.device:
+def find_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name; `auto` is CUDA, MPS or the CPU. Raises `UserError` if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():

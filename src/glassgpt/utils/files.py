@@ -17,6 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from glassgpt.utils.content import HEAD_BYTES, require_text
 from glassgpt.utils.errors import UserError
 
 # A file or directory that is still being written has this prefix until it is renamed to its final name.
@@ -77,9 +78,10 @@ def user_path(text: str | Path) -> Path:
 
 
 def decoded(data: bytes, origin: str) -> str:
-    """Text in UTF-8. Raises `UserError` that names the origin and the first wrong byte."""
+    """Text in UTF-8, without a byte-order mark. Raises `UserError` that names the origin, and what the data is."""
+    require_text(data[:HEAD_BYTES], origin)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         where = f"byte {data[error.start]:#04x} at offset {error.start}"
         raise UserError(f"{origin} is not valid UTF-8: {where}; convert it to UTF-8, if it is text") from None

@@ -27,7 +27,7 @@ _PAUSE = 1.0  # seconds before the second request; doubled before each further o
 # Named without an owner, from the hub's first days. Any other name without an owner is a path.
 _BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _SUFFIXES = ".bin .bz2 .csv .gz .json .jsonl .md .npy .parquet .pt .pth .safetensors .toml .txt .zst"
-_CONFIG = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_CONFIG = "config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt".split()
 # By these names only: some repositories hold the same weights a second time for other programs.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
