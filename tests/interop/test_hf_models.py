@@ -798,9 +798,11 @@ def test_vocab_json_and_merges_txt_of_an_old_tokenizer_are_read(tmp_path: Path) 
         assert tokenizer is not None
         assert tokenizer.encode(TEXT).tolist() == small_bpe().encode(TEXT).tolist()
         assert tokenizer.end_of_text == 259
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot use the tokenizer"):
-        _ = open_hf(tmp_path).tokenizer
+    one_id = json.dumps({**content["vocab"], "th": 0})
+    for damaged in ("{}", "5", "null", "[]", "[[]]", '"a"', '{"a": 1000000000000}', '{"a": -1}', one_id, "[" * 5000):
+        (tmp_path / "vocab.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"vocab\.json"):
+            _ = open_hf(tmp_path).tokenizer
     (tmp_path / "vocab.json").unlink()
     assert open_hf(tmp_path).tokenizer is None
 

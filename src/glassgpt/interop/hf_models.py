@@ -61,10 +61,10 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
     if not (vocab.is_file() and merges.is_file()):
         return None
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = decoded(read_file(merges), merges.name).split("\n")
         pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-        return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
-    except (UserError, ValueError) as error:
+        return BPETokenizer.from_merges(read_json(vocab), pairs)
+    except (ValueError, TypeError) as error:  # also for a vocabulary that is not a dictionary
         raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
 
