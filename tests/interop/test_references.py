@@ -77,7 +77,9 @@ def test_a_reference_can_name_the_newest_the_best_a_step_or_a_directory(run: Pat
         assert find_checkpoint(Path(f"{run}{suffix}")).state.step == step
 
 
-@pytest.mark.parametrize("moment", ["before it is opened", "while it is verified", "before it is loaded"])
+@pytest.mark.parametrize(
+    "moment", ["before it is opened", "while it is verified", "before it is loaded", "before its weights are"]
+)
 def test_if_training_deletes_a_checkpoint_that_is_being_read_a_newer_one_is_read(
     run: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_if_training_deletes_a_checkpoint_that_is_being_read_a_newer_one_is_read
         "before it is opened": "open_checkpoint",
         "while it is verified": "sha256_of",
         "before it is loaded": "load_source",
+        "before its weights are": "read_tensors",
     }[moment]
     for module in (references, checkpoint):
         if hasattr(module, name):

@@ -10,6 +10,7 @@ A checkpoint that fails verification is set aside as `damaged-000500/` on resume
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -317,5 +318,7 @@ def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:  # that of safetensors has no errno
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; restore it from a copy") from None

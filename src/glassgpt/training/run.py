@@ -124,8 +124,9 @@ class _Job:
         state = setup_training(config, ranks, progress, checkpoint, before)
         now = environment_of(state)
         before.setdefault("variables", "")  # which version 0.2 did not record
-        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
-            progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
+        changed = [(key, before.get(key), now[key]) for key in now if before.get(key) != now[key]]
+        if text := "; ".join(f"{key} was {old or 'not set'}, is {new or 'not set'}" for key, old, new in changed):
+            progress.message(f"warning: bits may differ, as the environment has changed: {text}")
         status = run.read_status()
         recorder = Recorder(run, state, progress, status.get("request"))
         if state.step >= state.steps and state.pending_evaluation is None:
