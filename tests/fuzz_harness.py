@@ -8,6 +8,7 @@ library. `tests/test_fuzz.py` runs a few hundred cases and `benchmarks/fuzz.py` 
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import random
@@ -228,8 +229,9 @@ def _write_models(folder: Path) -> None:
         "GPT2": {**sizes, "bos_token_id": None, "eos_token_id": 256}, "Llama": llama,
         "Mistral": {**llama, "sliding_window": 8}, "Qwen3": {**llama, "head_dim": 8}, "Starcoder2": llama,
     }.items():  # fmt: skip
-        config = getattr(transformers, f"{name}Config")(**settings)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        config: Any = getattr(transformers, f"{name}Config")(**settings)
+        auto: Any = transformers.AutoModelForCausalLM
+        model = auto.from_config(config)
         model.save_pretrained(folder / name)
         shutil.copy("tokenizer.json", folder / name)
     (tokens := Path("tokens")).mkdir()
@@ -244,6 +246,9 @@ def _command(*arguments: str) -> None:
         raise RuntimeError(f"{arguments} ended with {code}")
 
 
+GENERATE = ("generate", "run", "--max-new-tokens", "8", "--prompt", "4 is", "--device", "cpu")
+
+
 def _reference(root: Path) -> dict[str, Any]:
     """The right results: losses of the dataset and the token files, and the weights of the resumed run."""
     found = {}
@@ -251,6 +256,9 @@ def _reference(root: Path) -> dict[str, Any]:
         model = "run" if data == "dataset" else "models/GPT2"
         _command("eval", model, "--data", str(root / data), "--json", f"{data}.json", "--device", "cpu")
         found[data] = json.loads(Path(f"{data}.json").read_bytes())["loss"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        _command(*GENERATE)
+    found["text"] = printed.getvalue()
     shutil.copytree("run", "resumed")
     _command("train", "--resume", "resumed", "--steps", "6")
     found["resumed"] = _weights_hash(Path("resumed"))
@@ -474,12 +482,22 @@ def command_line_case(rng: random.Random, files: Files, folder: Path) -> Case:
 _SAID = re.compile(r"damage|match|chang|set aside|missing|differ|cannot be|unreadable|edited|another|lost|verif")
 
 
-def _same(actual: Any, expected: Any, what: str) -> str | None:
-    """Why a result is wrong: it differs from that of the sound files, and no line says so."""
+def _output() -> str:
+    """What this child has printed so far."""
     sys.stdout.flush()
     sys.stderr.flush()
-    output = Path(f"{Path.cwd()}.out").read_text(errors="replace")
-    return None if actual == expected or _SAID.search(output) else f"{what} {actual} instead of {expected}, unsaid"
+    return Path(f"{Path.cwd()}.out").read_text(encoding="utf-8", errors="replace")
+
+
+def _same(actual: Any, expected: Any, what: str) -> str | None:
+    """Why a result is wrong: it differs from that of the sound files, and no line says so."""
+    said = actual == expected or _SAID.search(_output())
+    return None if said else f"{what} {actual} instead of {expected}, unsaid"
+
+
+def _text_is(files: Files) -> str | None:
+    output = _output()
+    return None if files.reference["text"] in output or _SAID.search(output) else "another text, unsaid"
 
 
 def run_case_of(rng: random.Random, files: Files, folder: Path) -> Case:
@@ -498,7 +516,7 @@ def run_case_of(rng: random.Random, files: Files, folder: Path) -> Case:
             arguments = ["eval", "run", "--data", str(files.root / "dataset"), "--json", "o.json", "--device", "cpu"]
             return Case("run files", damage, arguments, lambda: _loss_is(files, "dataset"))
         case 3:
-            return Case("run files", damage, ["generate", "run", "--max-new-tokens", "8", "--prompt", "4 is"])
+            return Case("run files", damage, GENERATE, lambda: _text_is(files))
         case 4:
             return Case("run files", damage, ["report", "run"])
         case _:
@@ -567,8 +585,8 @@ def _differs_from_transformers() -> str | None:
     # After the command, since transformers may not survive the files. Its own refusals are no reference.
     ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
     try:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
-        theirs.eval()
+        auto: Any = transformers.AutoModelForCausalLM
+        theirs = auto.from_pretrained("model", dtype=torch.float32).eval()
         with torch.no_grad():
             expected = theirs(ids).logits
     except BaseException:

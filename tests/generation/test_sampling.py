@@ -21,12 +21,14 @@ LOGITS = torch.tensor([[0.2, 0.4, 0.1, 0.3]]).log()
         ({"temperature": 2.0}, [2**0.5, 4**0.5, 1, 3**0.5]),
         ({"temperature": 0}, [0, 1, 0, 0]),
         ({"temperature": 1e-40}, [0, 1, 0, 0]),
+        ({"temperature": 1e-300}, [0, 1, 0, 0]),
         ({"temperature": 1.0, "top_k": 2}, [0, 4, 0, 3]),
         ({"temperature": 1.0, "top_k": 4}, [2, 4, 1, 3]),
         ({"temperature": 1.0, "top_k": 50}, [2, 4, 1, 3]),  # top_k exceeds the number of tokens
         ({"temperature": 1.0, "top_p": 0.65}, [0, 4, 0, 3]),  # 0.4 + 0.3 is at least 0.65
         ({"temperature": 1.0, "top_p": 0.75}, [2, 4, 0, 3]),
         ({"temperature": 1.0, "top_p": 0.01}, [0, 4, 0, 0]),  # the most likely token always stays
+        ({"temperature": 1.0, "top_p": 1e-300}, [0, 4, 0, 0]),
         ({"temperature": 1.0, "top_p": 1.0}, [2, 4, 1, 3]),
         ({"temperature": 1.0, "min_p": 0.45}, [2, 4, 0, 3]),  # at least 0.45 x 0.4 = 0.18
         ({"temperature": 1.0, "min_p": 0.55}, [0, 4, 0, 3]),

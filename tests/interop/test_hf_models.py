@@ -23,6 +23,7 @@ from glassgpt.generation.generate import generate
 from glassgpt.interop.hf_families import FAMILIES
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.interop.hf_models import export_hf, family_for, open_hf
+from glassgpt.interop.references import export
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.utils.errors import UserError
@@ -788,6 +789,61 @@ def test_a_half_precision_model_is_written_in_float32(tmp_path: Path) -> None:
     assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), reimported.parameters(), strict=True))
 
 
+# Rounding a number changes it by at most 2^-8 of itself in bfloat16, and 2^-11 in float16, above its smallest numbers.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_an_export_in_half_precision_has_the_rounded_weights(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    for name, settings in (("GPT2", {"bias": False}), ("Mistral", {**SWIGLU, "window": 5})):
+        model, out = random_model(**settings), tmp_path / name
+        assert export_hf(model, None, out, dtype) == name
+        assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+        other = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+        assert other.dtype == getattr(torch, dtype)
+        _, reimported = read(out)
+        shared = dict(reimported.named_parameters())
+        for key, parameter in model.named_parameters():
+            torch.testing.assert_close(shared[key], parameter, rtol=tolerance, atol=2**-25)
+        assert_same_logits(reimported, other.float().eval())
+    with torch.no_grad():
+        model.norm.weight[3] = 1e6
+    with pytest.raises(UserError, match=r"norm\.weight"):
+        export_hf(model, None, tmp_path / "large", "float16")
+    with pytest.raises(UserError, match="'int4'"):
+        export_hf(model, None, tmp_path / "other", "int4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["GPT2", "Mistral"]
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+def test_the_chat_template_of_a_hugging_face_model_is_exported(place: str, tmp_path: Path) -> None:
+    template = "{% for message in messages %}{{ message['content'] }}the{% endfor %}"
+    export_hf(random_model(vocab_size=260), small_bpe(), tmp_path / "in")
+    if place == "chat_template.jinja":
+        (tmp_path / "in" / place).write_text(template)
+    else:
+        settings = json.loads((tmp_path / "in" / place).read_text())
+        (tmp_path / "in" / place).write_text(json.dumps({**settings, "chat_template": template}))
+    export(tmp_path / "in", tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "fox"}], tokenize=False) == "foxthe"
+    assert tokenizer.unk_token == tokenizer.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"n_kv_head": 1}, {**SWIGLU, "window": 5}], ids=["GPT2", "BigCode", "Mistral"]
+)
+def test_ctranslate2_converts_an_export_and_generates_the_same_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    reason = "CTranslate2 is not installed: pip install ctranslate2"
+    ctranslate2: Any = pytest.importorskip("ctranslate2", reason=reason)
+    converters: Any = pytest.importorskip("ctranslate2.converters", reason=reason)
+    model = random_model(vocab_size=260, **settings)
+    export_hf(model, small_bpe(), tmp_path / "out")
+    converters.TransformersConverter(str(tmp_path / "out")).convert(str(tmp_path / "converted"))
+    start = transformers.AutoTokenizer.from_pretrained(tmp_path / "out").convert_ids_to_tokens([1, 2, 3])
+    options = {"max_length": 12, "sampling_topk": 1, "include_prompt_in_result": False, "end_token": []}
+    results = ctranslate2.Generator(str(tmp_path / "converted"), device="cpu").generate_batch([start], **options)
+    expected = [token.token_id for token in generate(model, None, [1, 2, 3], max_new_tokens=12, temperature=0)]
+    assert results[0].sequences_ids[0] == expected
+
+
 def test_vocab_json_and_merges_txt_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
     save_hf_model(tmp_path, "GPT2")
     content = json.loads(small_bpe().to_json())["model"]
@@ -798,9 +854,11 @@ def test_vocab_json_and_merges_txt_of_an_old_tokenizer_are_read(tmp_path: Path) 
         assert tokenizer is not None
         assert tokenizer.encode(TEXT).tolist() == small_bpe().encode(TEXT).tolist()
         assert tokenizer.end_of_text == 259
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot use the tokenizer"):
-        _ = open_hf(tmp_path).tokenizer
+    one_id = json.dumps({**content["vocab"], "th": 0})
+    for damaged in ("{}", "5", "null", "[]", "[[]]", '"a"', '{"a": 1000000000000}', '{"a": -1}', one_id, "[" * 5000):
+        (tmp_path / "vocab.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"vocab\.json"):
+            _ = open_hf(tmp_path).tokenizer
     (tmp_path / "vocab.json").unlink()
     assert open_hf(tmp_path).tokenizer is None
 

@@ -125,6 +125,12 @@ def test_a_file_is_refused_as_a_run_directory(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "file").require_free(overwrite=True)
 
 
+def test_a_directory_whose_weights_could_not_be_read_is_refused(tmp_path: Path) -> None:
+    """The safetensors library opens paths in UTF-8 only."""
+    with pytest.raises(UserError, match="UTF-8"):
+        RunDirectory(tmp_path / "\udcff").require_free(overwrite=False)
+
+
 def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file/run"), RunDirectory(tmp_path / "file" / "run").locked():

@@ -349,7 +349,7 @@ def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, 
     assert (exported.eos_token_id, exported.bos_token_id, exported.unk_token, exported.model_max_length) == (
         50256,
         50256,
-        None,
+        "<|endoftext|>",
         1024,
     )
     assert (again.kind, again.to_json()) == ("gpt2", gpt2[0].to_json())

@@ -840,14 +840,14 @@ def test_exported_character_and_byte_tokenizers_are_read_back_as_the_same_kind(t
         assert (type(again), again.to_json()) == (type(tokenizer), tokenizer.to_json())
 
 
-def test_an_exported_configuration_has_null_for_missing_tokens(tmp_path: Path) -> None:
+def test_an_exported_configuration_names_the_special_tokens(tmp_path: Path) -> None:
     export_tokenizer(BPE, tmp_path / "new" / "directory", 1024)
     assert json.loads((tmp_path / "new" / "directory" / "tokenizer_config.json").read_text(encoding="utf-8")) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 1024,
         "bos_token": "<|endoftext|>",
         "eos_token": "<|endoftext|>",
-        "unk_token": None,
+        "unk_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }

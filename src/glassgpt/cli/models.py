@@ -134,11 +134,13 @@ class Export(Command):
 
     reference: Reference
     out: Annotated[Path, arg(metavar="DIR")]  # Directory to write; it must be empty or not exist yet.
+    # Precision of the weights; half of the size in bfloat16 and float16.
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def run(self) -> None:
         from glassgpt.interop import references
 
-        family = references.export(self.reference, self.out)
+        family = references.export(self.reference, self.out, self.dtype)
         has_tokenizer = (self.out / "tokenizer.json").is_file()
         tokenizer = " and AutoTokenizer" if has_tokenizer else "; without a tokenizer"
         print(f"{self.out}: {family}, for AutoModelForCausalLM{tokenizer}")

@@ -24,7 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
 from glassgpt.config.validation import check_ranges
-from glassgpt.utils.errors import SettingError, UserError, did_you_mean, shown
+from glassgpt.utils.errors import UserError, did_you_mean, shown
 
 Options = TypeVar("Options")
 say = functools.partial(print, flush=True)  # on standard output at once
@@ -111,11 +111,10 @@ def _documented(hidden: Collection[str], info: StructTypeInfo) -> Any:
     if spec is None:
         return None
     texts = help_texts(info.type)
-    fields = [dataclasses.replace(field, helptext=texts.get(field.name)) for field in spec.fields]
-    for index, field in enumerate(fields):
-        if field.name in hidden:
-            suppressed: Any = Annotated[field.type, Suppress]
-            fields[index] = dataclasses.replace(field, type=suppressed)
+    fields = []
+    for field in spec.fields:
+        kind: Any = Annotated[field.type, Suppress] if field.name in hidden else field.type
+        fields.append(dataclasses.replace(field, helptext=texts.get(field.name), type=kind))
     return dataclasses.replace(spec, fields=tuple(fields))
 
 
@@ -274,13 +273,13 @@ def gives(arguments: Sequence[str], option: str) -> bool:
 
 
 def as_typed(error: UserError, arguments: Sequence[str]) -> str:
-    """The text of an error. It names the option that was typed, instead of the setting: `--tokenizer`."""
+    """The text of an error. A setting at its beginning (`data.tokenizer`) becomes the option that was typed."""
     text = str(error)
-    if isinstance(error, SettingError):
-        name = error.setting.replace("_", "-")
-        short = "--data" if name == "data.source" else f"--{name.rpartition('.')[2]}"
-        typed = next((option for option in (f"--{name}", short) if gives(arguments, option)), error.setting)
-        text = typed + text.removeprefix(error.setting)
+    setting = text.partition(" ")[0]
+    name = setting.replace("_", "-")
+    short = "--data" if name == "data.source" else f"--{name.rpartition('.')[2]}"
+    typed = next((option for option in (f"--{name}", short) if gives(arguments, option)), setting)
+    text = text.replace(setting, typed, 1)
     for argument in arguments:
         if "\n" in argument:  # such as a file's name
             text = text.replace(str(UserError(argument)), repr(argument)[1:-1])

@@ -107,9 +107,8 @@ class DataConfig(TextConfig, StrictConfig):
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
         self.require("tokenizer", known, valid, hint=did_you_mean(self.tokenizer, TOKENIZERS))
-        weights = self.mixture.values()
-        self.require("mixture", "\0" not in "".join(self.mixture), "sources without NUL characters")
-        self.require("mixture", all(0 < w <= 1e15 for w in weights), "sources with weights above 0 and at most 1e15")
+        are_valid = all("\0" not in name and 0 < weight <= 1e15 for name, weight in self.mixture.items())
+        self.require("mixture", are_valid, "sources without NUL characters, with weights above 0 and at most 1e15")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
         if self.validation_source is not None and self.validation != "fraction":
@@ -282,7 +281,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         try:
             self.to_toml().encode()
         except UnicodeEncodeError as error:  # such as a file's name that is not UTF-8
-            text = shown(error.object[max(0, error.start - 20) : error.end + 20])
+            text = shown(error.object[: error.end].rpartition("\n")[2])
             raise UserError(f"a config cannot hold {text}, which is not valid Unicode; rename the file") from None
 
     def sequence_length(self, progress: float) -> int:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from glassgpt.utils.errors import SettingError, UserError, did_you_mean, shown
+from glassgpt.utils.errors import UserError, did_you_mean, shown
 
 SECTIONS = ("model", "data", "optim", "sample", "probe")
 _TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
@@ -65,12 +65,11 @@ def _ranges_of(cls: Any) -> dict[str, Range]:
 
 
 def check_ranges(options: Any, name_of: Callable[[str], str] = str) -> None:
-    """Raise `SettingError` for the first field of a dataclass whose value is outside its `Range`."""
-    kind: Any = type(options)
-    for name, valid in _ranges_of(kind).items():
+    """Raise `UserError` for the first field of a dataclass whose value is outside its `Range`."""
+    for name, valid in _ranges_of(options.__class__).items():
         value = getattr(options, name)
         if value is not None and not valid.contains(value):
-            raise SettingError(f"{name_of(name)} must be {valid.description}, got {shown(value)}")
+            raise UserError(f"{name_of(name)} must be {valid.description}, got {shown(value)}")
 
 
 def _describe(annotation: Any) -> str:
@@ -111,7 +110,7 @@ class StrictConfig:
         for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
-                raise SettingError(f"{self.name_of(name)} must be {_describe(annotation)}, got {shown(value)}")
+                raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {shown(value)}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
         check_ranges(self, self.name_of)
@@ -130,7 +129,7 @@ class StrictConfig:
         """Raise `UserError` with the field, its value and the valid values unless `holds`."""
         if not holds:
             value = shown(getattr(self, field_name))
-            raise SettingError(f"{self.name_of(field_name)} must be {valid}, got {value}{hint}")
+            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {value}{hint}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:

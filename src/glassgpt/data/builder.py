@@ -19,7 +19,15 @@ import numpy as np
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import dataset, work_units
 from glassgpt.data.dataset import MANIFEST, files_of, read_manifest
-from glassgpt.data.shards import COUNTS, SPLITS, TOKENIZER, finished_shards, index_path, is_intact, read_index
+from glassgpt.data.shards import (
+    COUNTS,
+    SPLITS,
+    TOKENIZER,
+    count_repeats,
+    finished_shards,
+    index_path,
+    is_intact,
+)
 from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import Source, read_source
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
@@ -209,10 +217,8 @@ class DatasetBuilder:
     def _content(self, plan: Plan, units: Sequence[WorkUnit], tokenizer: Tokenizer, shards: Shards) -> dict[str, Any]:
         """Return the part of the manifest that describes the files."""
         counts = [read_sealed(counts_path(self._work, unit.number)) for unit in units]
-        train, validation = (
-            np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
-            for split in SPLITS
-        )
+        indexes = [[index_path(self._work / shard["name"]) for shard in shards[split]] for split in SPLITS]
+        duplicates, validation_documents_in_train = count_repeats(*indexes)
         if self.data.validation == "first_shard":
             # The file is renamed when the dataset is complete.
             shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
@@ -225,8 +231,8 @@ class DatasetBuilder:
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
             **{key: sum(count.get(name, 0) for count in counts) for key, name in _COUNTS.items()},
-            "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
-            "validation_documents_in_train": int(np.isin(validation, train).sum()),
+            "duplicates": duplicates,
+            "validation_documents_in_train": validation_documents_in_train,
             "splits": splits,
         }
 

@@ -144,7 +144,8 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    tiny = torch.finfo(torch.float32).tiny  # what is smaller would be compared and divided by as 0
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(settings.temperature, tiny)
     if settings.top_k is not None:  # Fan et al., 2018; logits equal to the k-th largest are kept
         threshold = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -152,7 +153,7 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
     if settings.top_p is not None and settings.top_p < 1:
         probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         # A token stays if those before it sum to less than p, so the most likely token always stays.
-        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= settings.top_p
+        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= max(settings.top_p, tiny)
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
     if settings.min_p is not None:  # Nguyen et al., 2024; relative to the most likely token
         probabilities = logits.softmax(dim=-1)

@@ -39,6 +39,8 @@ _HARMLESS = frozenset(
 _HARMLESS_START = ("_", "summary_", "unsloth_")
 # Keys for which null has a meaning: a width or number that follows from the others, no cap, no dropout.
 _NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "final_logit_softcapping", "attention_dropout"}
+# Second names of sizes, under which transformers reads them in every family.
+_SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 _GPT2_SMALL = ModelConfig()
 # Parts of names that DDP, torch.compile, FSDP and activation checkpointing add.
@@ -182,6 +184,8 @@ class Family:
             known |= {"rope_theta", "rope_scaling", "rope_parameters"}
         if key in must_be:
             return value in must_be[key]
+        if key in _SIZES:
+            return key in known
         return not value or key in known or key.startswith(_HARMLESS_START)
 
     def _rope_base(self, config: Mapping[str, Any]) -> Any:
@@ -264,15 +268,20 @@ class Family:
         halves = tensor.reshape(-1, 2, config.resolved_head_dim // 2, *tensor.shape[1:])
         return halves.flip(1).reshape(tensor.shape)
 
-    def export_tensors(self, model: GPT) -> dict[str, Tensor]:
-        """All tensors of a file of the family, in float32 on the CPU. The model's config must have no `obstacles`."""
+    def export_tensors(self, model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """All tensors of a file of the family, on the CPU. The model's config must have no `obstacles`.
+
+        Raises `UserError` for a number that is too large for the dtype.
+        """
         config, parameters = self.stored_config(model.config), dict(model.named_parameters())
         result: dict[str, Tensor] = {}
         for name, stored in GPT.empty(config, "meta").named_parameters():
             if name in parameters:  # without the rows that pad the embedding and the head
-                tensor = parameters[name].detach()[: len(stored)].cpu().float()
+                tensor = parameters[name].detach()[: len(stored)].cpu().to(dtype)
+                if tensor.isinf().any() and parameters[name].isfinite().all():
+                    raise UserError(f"{name} has numbers that are too large for {dtype}; export in float32 or bfloat16")
             else:  # a bias that only the file has
-                tensor = torch.zeros(stored.shape)
+                tensor = torch.zeros(stored.shape, dtype=dtype)
             for theirs, part in self._parts(name, tensor, config).items():
                 result[theirs] = self._rotated(theirs, part, config)
         return result

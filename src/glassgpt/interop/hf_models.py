@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
@@ -15,7 +16,7 @@ from glassgpt.interop.hf_families import FAMILIES
 from glassgpt.interop.hf_mapping import ExternalModel, Family, plain_names
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import TOKENIZER_CONFIG, BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import (
     PARTIAL_PREFIX,
@@ -27,6 +28,8 @@ from glassgpt.utils.files import (
     write_atomic,
 )
 from glassgpt.utils.safe_pickle import read_pickle
+
+EXPORT_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 def open_hf(path: Path) -> ExternalModel:
@@ -61,11 +64,19 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
     if not (vocab.is_file() and merges.is_file()):
         return None
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = decoded(read_file(merges), merges.name).split("\n")
         pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-        return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
-    except (UserError, ValueError) as error:
+        return BPETokenizer.from_merges(read_json(vocab), pairs)
+    except (ValueError, TypeError) as error:  # also for a vocabulary that is not a dictionary
         raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
+
+
+def chat_template_in(folder: Path) -> Any:
+    """The template that formats a chat, of chat_template.jinja or tokenizer_config.json, or None."""
+    file, settings = folder / "chat_template.jinja", folder / TOKENIZER_CONFIG
+    if file.is_file():
+        return decoded(read_file(file), str(file))
+    return _json_object(settings).get("chat_template") if settings.is_file() else None
 
 
 def family_for(config: ModelConfig) -> Family:
@@ -76,21 +87,29 @@ def family_for(config: ModelConfig) -> Family:
     return nearest
 
 
-def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
-    """Write a directory that transformers can load, in float32. Returns the family's name; raises as `export`."""
+def export_hf(
+    model: GPT, tokenizer: Tokenizer | None, directory: Path, dtype: str = "float32", chat_template: Any = None
+) -> str:
+    """Write a directory that transformers can load. Returns the family's name; raises as `export`."""
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype must be {', '.join(EXPORT_DTYPES)}, got {dtype!r}")
     family = family_for(model.config)
     begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
     ends = end if model.end_ids is None else model.end_ids[0] if len(model.end_ids) == 1 else list(model.end_ids)
     ids = {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": None}
-    about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
+    about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
     config = {**about, "use_cache": True, **family.write_config(model.config), **ids}
     with _filled(directory) as partial:
         for name, content in (("config.json", config), ("generation_config.json", {**ids, "pad_token_id": end})):
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        write_tensors(partial / "model.safetensors", family.export_tensors(model), metadata={"format": "pt"})
+        tensors = family.export_tensors(model, EXPORT_DTYPES[dtype])
+        write_tensors(partial / "model.safetensors", tensors, metadata={"format": "pt"})
         if tokenizer is not None:
             export_tokenizer(tokenizer, partial, model.config.context_length)
+            if chat_template is not None:
+                settings = _json_object(partial / TOKENIZER_CONFIG) | {"chat_template": chat_template}
+                (partial / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return family.name
 
 

@@ -15,7 +15,7 @@ import torch
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.interop.hf_mapping import ExternalModel
-from glassgpt.interop.hf_models import export_hf, open_hf
+from glassgpt.interop.hf_models import chat_template_in, export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
@@ -181,13 +181,19 @@ def load(reference: str | Path, device: str | torch.device = "auto") -> tuple[GP
 
 
 @check_arguments
-def export(reference: str | Path, out: str | Path) -> str:
+def export(reference: str | Path, out: str | Path, dtype: str = "float32") -> str:
     """Write a directory that Hugging Face's transformers loads, and return the model's family (`GPT2`, `Llama`, ...).
 
-    Raises `UserError` if no family can hold the model, naming the settings, or if the directory is not empty.
+    dtype: `float32`, `bfloat16` or `float16`. A Hugging Face model's chat template is kept. Raises `UserError` if no
+    family can hold the model, naming the settings, or the dtype its numbers, or if the directory is not empty.
     """
-    model, tokenizer = load(reference, device="cpu")
-    return export_hf(model, tokenizer, user_path(out))
+
+    def read(source: ModelSource) -> tuple[GPT, Tokenizer | None, Any]:
+        folder = source.path if source.path.is_dir() else source.path.parent
+        return *load_source(source, torch.device("cpu")), chat_template_in(folder)
+
+    model, tokenizer, chat_template = read_reference(reference, read)
+    return export_hf(model, tokenizer, user_path(out), dtype, chat_template)
 
 
 def describe(reference: str | Path) -> str:

@@ -30,6 +30,7 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
     else:
         path = user_path("report.html" if out is None else out)
         _require_report(path)
+    require_writable(path)
     # JSON can contain a lone surrogate, which UTF-8 cannot.
     write_atomic(path, _render(runs).encode(errors="replace"))
     return path
@@ -45,7 +46,6 @@ def _require_report(path: Path) -> None:
                 head = file.read(2000)
             if head and _MARK.encode() not in head:
                 raise UserError(f"{path} exists and is not a report; choose another --out")
-    require_writable(path)
 
 
 def _render(runs: Sequence[RunRecords]) -> str:

@@ -235,14 +235,16 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
     content = json.loads(text)
     names = {i: name for name, i in token_ids(content).items()}
     begin, end = tokenizer.begin_of_text, tokenizer.end_of_text
+    end_name = None if end is None else names[end]
     model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     unknown = names.get(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
         "bos_token": None if begin is None else names[begin],
-        "eos_token": None if end is None else names[end],
-        "unk_token": unknown if unknown in names.values() else None,
+        "eos_token": end_name,
+        # As in GPT-2's own file, the end of text stands for an unknown token: CTranslate2 needs one.
+        "unk_token": unknown if unknown in names.values() else end_name,
         "clean_up_tokenization_spaces": False,
     }
     if "add_prefix_space" in pre_tokenizer:  # transformers before version 5 would set its own default instead

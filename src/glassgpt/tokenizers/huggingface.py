@@ -78,7 +78,8 @@ class FileTokenizer(Tokenizer):
         with suppress(UserError):  # it has no letter "a"
             text = self.decode_bytes(self.encode("a"))
         added = text[:-1] if text.endswith(b"a") else b""  # what the tokenizer puts before a text and decoding keeps
-        first = [len(self.decode_bytes([i]).removeprefix(added)) for i in range(self.vocab_size)]
+        pieces = [self.decode_bytes([i]) if piece else piece for i, piece in enumerate(self._table)]
+        first = [len(piece.removeprefix(added)) for piece in pieces]
         return np.array(first, dtype=np.int64) * self.is_text
 
     @cached_property
@@ -247,7 +248,10 @@ class HFTokenizer(FileTokenizer):
 
 def _symbol_bytes(name: str) -> bytes:
     """Return a token's bytes as the library does: those of its symbols, if it has no other characters."""
-    return bytes([BYTE_OF[symbol] for symbol in name]) if BYTE_OF.keys() >= set(name) else name.encode()
+    try:
+        return bytes([BYTE_OF[symbol] for symbol in name])
+    except KeyError:
+        return name.encode()
 
 
 def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
@@ -264,8 +268,8 @@ def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
     if not BYTE_OF.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
     ids, added = token_ids(content), {token["content"] for token in content.get("added_tokens") or []}
-    if others := [name for name in ids if not BYTE_OF.keys() >= set(name) and name not in added]:
-        raise ValueError(f"{others[0]!r} is not made of bytes")
+    if others := set("".join(ids.keys() - added)) - BYTE_OF.keys():
+        raise ValueError(f"{min(others)!r} is not the symbol of a byte")
     if set(ids.values()) != set(range(len(ids))):
         raise ValueError("the ids have gaps")
     return [_symbol_bytes(name) for name in sorted(ids, key=ids.__getitem__)]

@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MOST_IDS = 1 << 22  # 16 times the largest vocabulary in use
+MOST_IDS = 1 << 21  # twice the largest vocabulary in use
 _MOST_GROWTH = 32  # times that a text may become longer; in known files 11, by a name for a line break
 _LONGEST_MAPPED = 72  # bytes that NFKC, which SentencePiece's map contains, makes of one character
 

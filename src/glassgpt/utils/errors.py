@@ -9,10 +9,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Most characters in a line of an error, which may quote what the user typed: a whole text, or a file's content.
-_MOST_IN_LINE = 600
-
-
 NO_THREADS = "the system refuses another thread (see `ulimit -u` and the container's limit of processes)"
 # Plain RuntimeErrors of torch's allocators, of CUDA and its libraries, and of sizes that no address space holds.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|bad_alloc|[Oo]ut of memory|ALLOC_FAILED|llocate memory|size.*overflow")
@@ -26,18 +22,6 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(map(_safe_line, super().__str__().split("\n")))
-
-
-class SettingError(UserError):
-    """An error whose text begins with the name of a setting: "model.n_layer must be at least 1 ...".
-
-    The command line shows the option that the user typed instead of that name.
-    """
-
-    @property
-    def setting(self) -> str:
-        """The setting's name in TOML."""
-        return str(self).partition(" ")[0]
 
 
 class RankError(UserError):
@@ -65,8 +49,7 @@ def shown(value: object) -> str:
 
 
 def _safe_line(line: str) -> str:
-    if len(line) > _MOST_IN_LINE:
-        line = f"{line[: _MOST_IN_LINE - 200]}…{line[-200:]}"
+    line = line if len(line) <= 600 else f"{line[:400]}…{line[-200:]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
