@@ -136,6 +136,50 @@ def test_texts_do_not_depend_on_the_chunks_of_the_file(
         assert texts_in(path, ReadingConfig(encoding="utf-16")) == without_blank([text])
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_line_of_json_that_is_not_plain_changes_no_other_row(tmp_path: Path, newline: str) -> None:
+    """Plain lines are decoded together. Two records in a line, or one in two lines, must not pass for two rows."""
+    plain = [json.dumps({"text": text}) for text in ("a\u2028b", "é😀", 'q"', "\\ud800")]
+    rows: dict[str, str | None] = {
+        ' {"text": "space"}\t': "space",
+        '{"text": "a"} {"text": "b"}': None,
+        '{"text": "a"}, {"text": "b"}': None,
+        '{"text": [1': None,
+        ", 2]}": None,
+        '{"text": "\\ud83d"}': None,
+        '{"text": "\\ude00"}': None,
+        '"text"': None,
+        '{"text": null}': None,
+        '{"text": "x", "text": "last"}': "last",
+        "[" * 100_000: None,
+    }
+    lines = [*plain, *itertools.chain.from_iterable((line, plain[0], "") for line in rows), *plain]
+    path = saved(tmp_path, "a.jsonl", newline.join(lines).encode())
+    counts = Counts()
+    texts = [json.loads(line)["text"] for line in plain]
+    expected = [*texts, *(text for own in rows.values() for text in (own, texts[0]) if text is not None), *texts]
+    parts = read_documents(path, ReadingConfig(skip_bad=True), counts=counts)
+    assert [part.text for part in parts] == expected
+    assert (counts.bad, counts.documents) == (list(rows.values()).count(None), len(expected))
+    assert counts.first_bad.startswith("line 8: ")
+
+
+def test_batches_have_limited_sizes_and_hold_documents_of_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of single documents would cost as much time as documents that are read one by one."""
+    files = [(f"{i}.txt", saved(tmp_path, f"{i}.txt", b"word " * (i + 1))) for i in range(30)]
+    rows = saved(tmp_path, "a.jsonl", jsonl(["", "x", "y" * 3000, " ", *(str(i) for i in range(40))]))
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 1000)
+    batches = list(readers.read_batches([*files, ("a.jsonl", rows)], PLAIN, Counts()))
+    found = [(place, text) for batch in batches for place, text in zip(batch.places, batch.texts, strict=True)]
+    places = [*((i, 0) for i in range(30)), *((30, row) for row in (1, 2, 2, 2, *range(4, 44)))]
+    assert [place for place, _ in found] == places
+    assert [len(batch.texts) for batch in batches if not batch.starts] == [1, 1]
+    assert len(batches) < len(found) / 3
+    assert all(sum(map(len, batch.texts)) < 2000 for batch in batches)
+
+
 def test_the_name_argument_selects_the_format_and_appears_in_errors(tmp_path: Path) -> None:
     path = saved(tmp_path, "5f2e", gzip.compress(jsonl(["a", "b"]) + b"{}\n"))
     assert [part.text for part in itertools.islice(read_documents(path, PLAIN, name="hub/x.JSONL.gz"), 2)] == ["a", "b"]
@@ -594,6 +638,18 @@ def test_the_inside_of_a_damaged_record_is_not_a_document(tmp_path: Path, damage
     with pytest.raises(UserError, match=r"a\.csv, line 3: "):
         received.extend(part.text for part in read_documents(path, ReadingConfig(skip_bad=skip_bad)))
     assert received == ["first"]
+
+
+@pytest.mark.parametrize(
+    "bad", ['2,Smith, John,"A text, quoted"', '2,Smith, John,"two\nlines, ""quoted"""', "2,Smith, John,x"]
+)
+def test_a_row_with_another_number_of_fields_is_skipped_whole(tmp_path: Path, bad: str) -> None:
+    good = "".join(f'{number},Lee,"text {number},\n""so"""\n' for number in range(9))
+    path = saved(tmp_path, "a.csv", f"id,name,text\n{good}{bad}\n{good}".encode())
+    counts = Counts()
+    texts = [part.text for part in read_documents(path, ReadingConfig(skip_bad=True), counts=counts)]
+    assert texts == [f'text {number},\n"so"' for number in range(9)] * 2
+    assert (counts.bad, counts.first_bad.partition(":")[0]) == (1, "line 20")
 
 
 # ---------------------------------------------------------------------------------------------- documents within a text

@@ -6,10 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassgpt.data.shards import Encoded, ShardWriter, finished_shards, index_path, read_index, text_hash
+from glassgpt.data import shards
+from glassgpt.data.shards import (
+    INDEX_DTYPE,
+    Encoded,
+    ShardWriter,
+    count_repeats,
+    finished_shards,
+    index_path,
+    read_index,
+    text_hash,
+)
 from glassgpt.utils.files import sha256_of
 from prepare_harness import contents
 
@@ -115,6 +126,23 @@ def test_the_entry_of_a_shard_describes_its_files(tmp_path: Path) -> None:
     path = tmp_path / entry["name"]
     assert (entry["tokens"], entry["documents"], entry["is_split"]) == (8, 2, False)
     assert (entry["sha256"], entry["index_sha256"]) == (sha256_of(path), sha256_of(index_path(path)))
+
+
+def test_repeated_hashes_are_counted_a_range_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, paths = np.random.default_rng(0), []
+    for number, count in enumerate((40, 0, 25, 30)):
+        entries = np.zeros(count, dtype=INDEX_DTYPE)
+        # From the whole range of 64 bits.
+        entries["hash"] = draw.choice(np.linspace(0, 2**64 - 2**12, 60).astype(np.uint64), count)
+        paths.append(tmp_path / f"{number}.idx")
+        paths[-1].write_bytes(entries.tobytes())
+    train, validation = (
+        [hash for path in part for hash in read_index(path)["hash"]] for part in (paths[:2], paths[2:])
+    )
+    expected = (95 - len({*train, *validation}), sum(hash in train for hash in validation))
+    for compared in (1, 7, 1 << 22):
+        monkeypatch.setattr(shards, "_COMPARED", compared)
+        assert count_repeats(paths[:2], paths[2:]) == expected
 
 
 def test_a_document_is_hashed_part_by_part(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ def test_sampling_is_logged(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("unit", "is_warned"), [("acgt", True), ("acgt ", False), ("你好。", False)])
+def test_words_that_are_cut_are_logged_once(unit: str, is_warned: bool, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train_tokenizer(corpus_of(tmp_path / "texts", [unit * 20_000]), 260, tmp_path / "t.json", log=lines.append)
+    assert sum(f"{module._LONG_WORD:,} characters" in line for line in lines) == is_warned
+
+
 def test_the_command_and_the_function_have_the_same_default_for_max_bytes() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(TrainTokenizer)}
     assert fields["max_bytes"] == module.MAX_BYTES

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -175,6 +176,20 @@ def test_a_long_text_comes_in_small_pieces() -> None:
     sizes = [len(piece) for piece in split_long(["word " * 100_000])]
     assert sum(sizes) == 500_000
     assert max(sizes) <= module._PIECE + 5
+
+
+@pytest.mark.parametrize("unit", ["acgt", "a", "你好", "7", "=-", " ", "\n", "Zm9v"])
+def test_words_of_many_thousand_characters_are_cut(unit: str) -> None:
+    """Uncut, a million characters would take hours: the time grows with the square of a word's length."""
+    text = "before " + unit * (1_000_000 // len(unit)) + " after"
+    pieces = list(split_long([text]))
+    assert "".join(pieces) == text
+    longest = max(len(word) for piece in pieces for word in regex.findall(r"\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+", piece))
+    assert longest <= 2 * module._LONG_WORD
+
+
+def test_training_on_one_long_word_ends() -> None:
+    assert train_bpe(["".join(random.Random(0).choices("acgt", k=200_000))], 300).vocab_size == 300
 
 
 # Errors and interrupts

@@ -19,9 +19,17 @@ import numpy as np
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import dataset, work_units
 from glassgpt.data.dataset import MANIFEST, files_of, read_manifest
-from glassgpt.data.shards import COUNTS, SPLITS, TOKENIZER, finished_shards, index_path, is_intact, read_index
+from glassgpt.data.shards import (
+    COUNTS,
+    SPLITS,
+    TOKENIZER,
+    count_repeats,
+    finished_shards,
+    index_path,
+    is_intact,
+)
 from glassgpt.data.source_files import fetch_all
-from glassgpt.data.sources import Source
+from glassgpt.data.sources import Source, read_source
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -66,6 +74,8 @@ class DatasetBuilder:
 
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
+        for each in self.sources:  # hashing gigabytes takes a while: first see whether they begin as text
+            next(read_source(each, self.data), None)
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         settings = self.wanted.settings
@@ -119,13 +129,16 @@ class DatasetBuilder:
     def _plan(self, purpose: Mapping[str, Any], is_resumed: bool) -> tuple[Plan, list[WorkUnit], Tokenizer]:
         """Plan the build. Unless it is resumed, clear its directory and write what a later call needs to resume it."""
         if is_resumed:
-            return work_units.make_plan(self._work, self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
+            tokenizer = load_tokenizer(self._work / TOKENIZER)
+            return work_units.make_plan(self._work, self.sources, self.data, tokenizer, self.log)
         for names in (source.left_out for source in self.sources if source.left_out):
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             self.log(f"left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
-        plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.wanted.tokenizer)
+        plan, units, tokenizer = work_units.make_plan(
+            self._work, self.sources, self.data, self.wanted.tokenizer, self.log
+        )
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
         write_atomic(self._work / _PURPOSE, sealed_json({**purpose, "tokenizer_sha256": tokenizer.sha256}))
         return plan, units, tokenizer
@@ -204,10 +217,8 @@ class DatasetBuilder:
     def _content(self, plan: Plan, units: Sequence[WorkUnit], tokenizer: Tokenizer, shards: Shards) -> dict[str, Any]:
         """Return the part of the manifest that describes the files."""
         counts = [read_sealed(counts_path(self._work, unit.number)) for unit in units]
-        train, validation = (
-            np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
-            for split in SPLITS
-        )
+        indexes = [[index_path(self._work / shard["name"]) for shard in shards[split]] for split in SPLITS]
+        duplicates, validation_documents_in_train = count_repeats(*indexes)
         if self.data.validation == "first_shard":
             # The file is renamed when the dataset is complete.
             shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
@@ -220,8 +231,8 @@ class DatasetBuilder:
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
             **{key: sum(count.get(name, 0) for count in counts) for key, name in _COUNTS.items()},
-            "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
-            "validation_documents_in_train": int(np.isin(validation, train).sum()),
+            "duplicates": duplicates,
+            "validation_documents_in_train": validation_documents_in_train,
             "splits": splits,
         }
 

@@ -28,6 +28,7 @@ INDEX_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
 COUNTS = ("characters", "bytes", "tokens", "documents")  # of a shard, and of a split
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}-\d{{5,}}\.(bin|idx)")
 _BUFFER_BYTES = 1 << 21  # of a file that is written
+_COMPARED = 1 << 22  # hashes compared at once
 _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
 
 Tokens = npt.NDArray[np.uint32]
@@ -227,6 +228,28 @@ def index_path(shard: Path) -> Path:
 def read_index(path: Path) -> npt.NDArray[Any]:
     """Read an index (documents,) with the fields `start` and `hash`."""
     return np.fromfile(path, INDEX_DTYPE)
+
+
+def count_repeats(train: Sequence[Path], validation: Sequence[Path]) -> tuple[int, int]:
+    """The documents in these indexes with the text of an earlier one, and those of validation that are also in train.
+
+    Hashes are compared a range of values at a time, for which the indexes are read again: memory stays limited.
+    """
+    documents = sum(path.stat().st_size for path in (*train, *validation)) // INDEX_DTYPE.itemsize
+    ranges = np.uint64(1 + documents // _COMPARED)
+    repeated = common = 0
+    for number in range(int(ranges)):
+        ours, theirs = (
+            np.concatenate([hashes[hashes % ranges == number] for hashes in map(_hashes, paths)])
+            for paths in (train, validation)
+        )
+        repeated += len(ours) + len(theirs) - len(np.unique(np.concatenate([ours, theirs])))
+        common += int(np.isin(theirs, ours).sum())
+    return repeated, common
+
+
+def _hashes(index: Path) -> npt.NDArray[np.uint64]:
+    return read_index(index)["hash"].astype(np.uint64)
 
 
 @dataclass(frozen=True)

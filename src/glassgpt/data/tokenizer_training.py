@@ -28,6 +28,9 @@ from glassgpt.utils.rng import seed_for
 VOCAB_SIZES = range(257, (1 << 20) + 1)
 _MIN_COUNT = 2  # a merge of a pair that occurs once would be a quotation, not a pattern
 _PIECE = 1 << 16  # characters given to the library at once, which uses about 100 times their size
+# Characters of a word to count at once, such as DNA: the library needs time by the square of a word's length.
+_LONG_WORD = 1 << 12
+_ONE_WORD = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s]|_)+|\s+")  # much as GPT-2's splitting
 _CUT = re.compile(r"(?<!\s)[ \n]")  # where GPT-2's splitting ends a word in any context: before white space
 # The library counts pairs in 32 bits and overflows silently: no pair of a text this long can occur more often.
 _MOST_BYTES = (1 << 31) - 1
@@ -109,8 +112,15 @@ def _require_writable(path: Path) -> None:
 def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
     progress, remaining, done = ProgressLine(log), RemainingTime(total, time.monotonic), 0
     remaining.left(0)
+    warned = False
     for text in texts:
         yield text
+        if not warned and len(text) >= _LONG_WORD and _ONE_WORD.fullmatch(text, len(text) - _LONG_WORD):
+            warned = True
+            advice = (
+                "they are cut for training; separate what are words by spaces, or train with data.tokenizer 'bytes'"
+            )
+            log(f"the text has words of more than {_LONG_WORD:,} characters ({text[-20:]!r});\n{advice}")
         done += len(encode_text(text))
         left = format_duration(remaining.left(done))
         progress.update(f"  {format_bytes(done)} of {format_bytes(total)} read, {left} left")
@@ -150,10 +160,22 @@ def _until(stop: threading.Event, texts: Iterable[str]) -> Iterator[str]:
 
 
 def split_long(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts, long ones in pieces, cut where GPT-2's splitting ends a word, so that words stay the same."""
+    """Yield the texts, long ones in pieces, cut where GPT-2's splitting ends a word, so that words stay the same.
+
+    Only words of thousands of characters are cut themselves.
+    """
     for text in texts:
         start = 0
         while cut := _CUT.search(text, start + _PIECE):
-            yield text[start : cut.start()]
+            yield from _cut_words(text[start : cut.start()])
             start = cut.start()
-        yield text[start:]
+        yield from _cut_words(text[start:])
+
+
+def _cut_words(text: str) -> Iterator[str]:
+    start = 0
+    for end in range(_LONG_WORD, len(text), _LONG_WORD):
+        if _ONE_WORD.fullmatch(text, end - _LONG_WORD, end):
+            yield text[start:end]
+            start = end
+    yield text[start:]
