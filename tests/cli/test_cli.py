@@ -377,6 +377,8 @@ def test_errors_of_training_become_messages_and_exit_codes(training: mock.Mock, 
     training.train.side_effect = OSError("a defect")
     with pytest.raises(OSError, match="a defect"):
         main(["train"])
+    training.train.side_effect = RuntimeError("can't start new thread")
+    assert "ulimit -u" in fails(capsys, "train")
     training.train.side_effect = KeyboardInterrupt()
     assert main(["train"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
