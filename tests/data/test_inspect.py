@@ -229,6 +229,16 @@ def test_end_of_text_tokens_before_or_after_documents_separate_them(kind: str, p
     assert [(sample["token"], sample["text"]) for sample in facts["samples"]] == SAMPLES[place]
 
 
+def test_the_bytes_do_not_include_a_space_that_the_tokenizer_puts_before_each_document(tmp_path: Path) -> None:
+    content = json.loads(BPE.to_json())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    a, spaced = (BPETokenizer(json.dumps(content)).encode(text).tolist() for text in ("a", " a b"))
+    write_token_files(tmp_path, "nanoGPT", {"train": [*a, END, *a, END, *spaced], "val": [END, *a]})
+    splits = dataset_facts(tmp_path)["splits"]
+    assert (splits["train"]["bytes"], splits["validation"]["bytes"]) == (1 + 1 + 3, 1)
+
+
 def test_nanogpt_character_files_have_no_document_boundaries(tmp_path: Path, capsys: Capture) -> None:
     write_token_files(tmp_path, "nanoGPT", {"train": [0, 1, 2, 1] * 20, "val": [1, 1]})
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a", 1: "é", 2: "\n", 3: "z"}}))

@@ -391,6 +391,8 @@ def test_padding_above_the_models_ids_does_not_prevent_loading(run: Path, tmp_pa
             _, padded = load(tmp_path / "hf")
             assert padded is not None
             assert padded.vocab_size == model.vocab_size + 1
+            tuned, _ = load(fine_tune(tmp_path / "hf", tmp_path / "tuned")[0])
+            assert tuned.vocab_size == model.vocab_size
         else:
             with pytest.raises(UserError, match=f"{model.vocab_size + 1} ids and the model {model.vocab_size}"):
                 load(tmp_path / "hf")

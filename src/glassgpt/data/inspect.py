@@ -59,6 +59,7 @@ class _SplitContent(NamedTuple):
     tokens: int
     counts: Ids  # occurrences (vocab_size + 1,) of each id, and last of all tokens that are not an id
     starts: Ids  # the first token (documents,) of each document
+    bytes: int  # of the tokens of another project's files
 
 
 def _read_split(dataset: Dataset, split: str, progress: ProgressLine) -> _SplitContent:
@@ -69,12 +70,17 @@ def _read_split(dataset: Dataset, split: str, progress: ProgressLine) -> _SplitC
     is_last = all(part.read(len(part) - 1, 1)[0] == end_of_text for part in splits.values())
     counts = np.zeros(vocab_size + 1, dtype=np.int64)
     marked = [np.zeros(int(is_last), dtype=np.int64)]
-    position = 0
+    position = size = 0
+    last = -1
     for chunk in (chunk for file in dataset.files[split] for chunk in file.chunks()):
         # A flipped bit can make an id of four billion, for which `bincount` would need as many counts.
         is_small = vocab_size > np.iinfo(chunk.dtype).max
         known = chunk if is_small else np.minimum(chunk, chunk.dtype.type(vocab_size))
         counts += np.bincount(known, minlength=vocab_size + 1)
+        if not dataset.is_prepared:
+            ids = np.minimum(chunk.astype(np.int64), vocab_size - 1)
+            size += int(dataset.tokenizer.text_bytes(ids, np.append(last, ids[:-1])).sum())
+            last = int(ids[-1])
         if end_of_text is not None and not dataset.is_prepared:
             marked.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
         position += len(chunk)
@@ -83,14 +89,14 @@ def _read_split(dataset: Dataset, split: str, progress: ProgressLine) -> _SplitC
     if starts is None:
         starts = np.concatenate(marked)
         starts = starts[starts < position]
-    return _SplitContent(position, counts, starts)
+    return _SplitContent(position, counts, starts, size)
 
 
 def _split_facts(dataset: Dataset, split: str, content: _SplitContent) -> dict[str, int | None]:
     recorded, documents = dataset.manifest["splits"][split], len(content.starts)
     is_known = dataset.is_prepared or documents > 0
     first = int(content.starts[0]) if documents else content.tokens
-    token_bytes = None if content.counts[-1] else int(content.counts[:-1] @ dataset.tokenizer.byte_lengths())
+    token_bytes = None if content.counts[-1] else content.bytes
     return {
         "shards": len(recorded["shards"]),
         "tokens": content.tokens,

@@ -251,9 +251,10 @@ def _open_data(
     for dataset in data.datasets:
         if len(dataset.validation) < 2:
             raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")
-    configured, vocab_size = config.model.vocab_size, data.tokenizer.vocab_size
-    if configured not in (None, vocab_size):
-        raise UserError(f"model.vocab_size = {configured}, but the tokenizer has {vocab_size}; leave it out")
+    least, most = data.tokenizer.model_vocab_size, data.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or most
+    if not least <= vocab_size <= most:
+        raise UserError(f"model.vocab_size = {vocab_size}, but the tokenizer has {most}; leave it out")
     return config.override(model={"vocab_size": vocab_size}), data
 
 
