@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -51,6 +52,10 @@ def _explained(what: str) -> Iterator[None]:
 
 class FileTokenizer(Tokenizer):
     """What tokenizers of a `tokenizer.json` share: its text, which they keep unchanged, and its special tokens."""
+
+    @abstractmethod
+    def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
+        """Read the text of a file. `end_of_text` names that token if it has an unusual name."""
 
     def _read(self, tokenizer_json: str, end_of_text: str | None) -> dict[str, Any]:
         """Set everything but the table, and return the file's content. Raises `ValueError` if it has contradictions."""
