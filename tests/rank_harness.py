@@ -285,13 +285,13 @@ def slow_save(step: int, seconds: float, number: int | None = None) -> None:
     """The save of this step takes `seconds`, and the process gets signal `number` in the middle of it."""
     from glassgpt.runs.checkpoint import save_checkpoint as save
 
-    def slow(directory: Path, snapshot: Any, config: Any, tokenizer: Any, state: Any) -> Path:
+    def slow(directory: Path, snapshot: Any, config: Any, tokenizer: Any, state: Any, about_run: Any) -> Path:
         if state.step == step:
             time.sleep(seconds / 2)
             if number is not None:
                 os.kill(os.getpid(), number)
             time.sleep(seconds / 2)
-        return save(directory, snapshot, config, tokenizer, state)
+        return save(directory, snapshot, config, tokenizer, state, about_run)
 
     mock.patch("glassgpt.training.recorder.save_checkpoint", slow).start()
 

@@ -369,6 +369,8 @@ def test_errors_of_training_become_messages_and_exit_codes(training: mock.Mock, 
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
     )
     assert "--micro-batch-size" in fails(capsys, "train")
+    training.train.side_effect = RuntimeError("can't start new thread")
+    assert "ulimit -u" in fails(capsys, "train")
     training.train.side_effect = KeyboardInterrupt()
     assert main(["train"]) == 130
     assert capsys.readouterr().err.count("\n") == 1

@@ -98,7 +98,10 @@ def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> 
     directory = prepare(config, tmp_path / "out")
     path = directory / "manifest.json"
     undamaged = json.loads(path.read_text())
+    fingerprint = open_dataset(directory).fingerprint
     del undamaged["checksum"]
+    path.write_text(json.dumps(undamaged))
+    assert open_dataset(directory).fingerprint == fingerprint
     errors, chosen = [], random.Random(2).sample(list(edits(undamaged)), 120)
     for number, (place, wrong) in enumerate(chosen):
         path.write_text(json.dumps(edited(undamaged, place, wrong)))

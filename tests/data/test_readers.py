@@ -640,6 +640,18 @@ def test_the_inside_of_a_damaged_record_is_not_a_document(tmp_path: Path, damage
     assert received == ["first"]
 
 
+@pytest.mark.parametrize(
+    "bad", ['2,Smith, John,"A text, quoted"', '2,Smith, John,"two\nlines, ""quoted"""', "2,Smith, John,x"]
+)
+def test_a_row_with_another_number_of_fields_is_skipped_whole(tmp_path: Path, bad: str) -> None:
+    good = "".join(f'{number},Lee,"text {number},\n""so"""\n' for number in range(9))
+    path = saved(tmp_path, "a.csv", f"id,name,text\n{good}{bad}\n{good}".encode())
+    counts = Counts()
+    texts = [part.text for part in read_documents(path, ReadingConfig(skip_bad=True), counts=counts)]
+    assert texts == [f'text {number},\n"so"' for number in range(9)] * 2
+    assert (counts.bad, counts.first_bad.partition(":")[0]) == (1, "line 20")
+
+
 # ---------------------------------------------------------------------------------------------- documents within a text
 
 

@@ -29,7 +29,7 @@ from glassgpt.data.shards import (
     is_intact,
 )
 from glassgpt.data.source_files import fetch_all
-from glassgpt.data.sources import Source
+from glassgpt.data.sources import Source, read_source
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -74,6 +74,8 @@ class DatasetBuilder:
 
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
+        for each in self.sources:  # hashing gigabytes takes a while: first see whether they begin as text
+            next(read_source(each, self.data), None)
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         settings = self.wanted.settings
@@ -127,13 +129,16 @@ class DatasetBuilder:
     def _plan(self, purpose: Mapping[str, Any], is_resumed: bool) -> tuple[Plan, list[WorkUnit], Tokenizer]:
         """Plan the build. Unless it is resumed, clear its directory and write what a later call needs to resume it."""
         if is_resumed:
-            return work_units.make_plan(self._work, self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
+            tokenizer = load_tokenizer(self._work / TOKENIZER)
+            return work_units.make_plan(self._work, self.sources, self.data, tokenizer, self.log)
         for names in (source.left_out for source in self.sources if source.left_out):
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             self.log(f"left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
-        plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.wanted.tokenizer)
+        plan, units, tokenizer = work_units.make_plan(
+            self._work, self.sources, self.data, self.wanted.tokenizer, self.log
+        )
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
         write_atomic(self._work / _PURPOSE, sealed_json({**purpose, "tokenizer_sha256": tokenizer.sha256}))
         return plan, units, tokenizer

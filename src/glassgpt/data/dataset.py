@@ -243,7 +243,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     try:
         manifest = _read(directory)
     except UserError as error:
-        raise _damaged(directory, str(error)) from None
+        raise _damaged(directory, str(error).partition("; ")[0]) from None
     if problem := _problem_of(manifest):
         raise _damaged(directory, f"{problem} in {MANIFEST}")
     return manifest
@@ -279,8 +279,8 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
                 case _:
                     return "a shard without a valid name or hash"
         for key in COUNTS:
-            counts = [shard.get(key) for shard in split["shards"]]
-            if not all(map(_is_count, counts)) or sum(counts) != split.get(key):
+            of_shards = [shard.get(key) for shard in split["shards"]]
+            if not all(map(_is_count, of_shards)) or sum(of_shards) != split.get(key):
                 return f"wrong or missing numbers of {key}"
     return None
 

@@ -325,12 +325,17 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
         elif record is None:
             return
         elif len(record) != len(header):
-            # With quotes, also those around several lines, the next line may be the inside of this record.
-            has_quotes = reader.line_num > line or '"' in lines[reader.line_num - before - 1]
-            reason = f"{len(record)} fields instead of the header's {len(header)}" + ", and quotes" * has_quotes
-            yield BadRow(f"line {line}", reason, can_be_skipped=not has_quotes)
+            own = "".join(lines[max(0, line - 1 - before) : reader.line_num - before])
+            is_doubtful = line <= before or _has_doubtful_quotes(own, delimiter)
+            reason = f"{len(record)} fields instead of the header's {len(header)}"
+            yield BadRow(f"line {line}", reason + ", and doubtful quotes" * is_doubtful, can_be_skipped=not is_doubtful)
         else:
             yield record[index]
+
+
+def _has_doubtful_quotes(record: str, delimiter: str) -> bool:
+    """Whether a record may end in a later line: not all quotes are in pairs, or one may be a part of the text."""
+    return record.count('"') % 2 == 1 or re.search(rf'\\"|"{re.escape(delimiter)}\s', record) is not None
 
 
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:

@@ -30,7 +30,7 @@ COMPRESSIONS = tuple(_MAGIC)
 
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
 # Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
-_MOST_EXPANDED, _MOST_EXPANSION = 1 << 30, 500
+_MOST_EXPANDED, _MOST_EXPANSION = 1 << 30, 200
 
 
 def compression_of(name: str) -> str:

@@ -17,7 +17,7 @@ from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.work_units import all_texts
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.formatting import Log
+from glassgpt.utils.formatting import Log, ProgressLine
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def open_training_data(
     the text may have changed since. Without `check` files are not verified, as another process does (`open_dataset`).
     """
     if data.mixture:
-        tokenizer = tokenizer or _common_tokenizer(data)
+        tokenizer = tokenizer or _common_tokenizer(data, log)
     parts = [dataclasses.replace(data, source=source, mixture={}) for source in data.mixture] or [data]
     weights = [weight / sum(data.mixture.values()) for weight in data.mixture.values()] or [1.0]
 
@@ -79,7 +79,7 @@ def open_training_data(
     return opened(prepare(part, tokenizer=tokenizer, log=log, check=check) for part in parts)
 
 
-def _common_tokenizer(data: DataConfig) -> Tokenizer:
+def _common_tokenizer(data: DataConfig, log: Log) -> Tokenizer:
     """The tokenizer for all texts of a mixture: a prepared dataset's if there is one, otherwise the config's."""
     if tokenizer_file(data.tokenizer) is not None:
         return build_tokenizer(data.tokenizer)  # `prepare` refuses a dataset with another one
@@ -88,7 +88,7 @@ def _common_tokenizer(data: DataConfig) -> Tokenizer:
         if isinstance(source, PreparedDataset):
             return open_dataset(source.directory, check=False).tokenizer
         sources.append(source)
-    return build_tokenizer(data.tokenizer, all_texts(sources, data))
+    return build_tokenizer(data.tokenizer, all_texts(sources, data, ProgressLine(log)))
 
 
 def pinned(data: DataConfig) -> DataConfig:

@@ -26,6 +26,7 @@ from glassgpt.tokenizers.base import encode_texts
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, sealed_json, write_atomic
+from glassgpt.utils.formatting import Log, ProgressLine
 
 SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
 _UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
@@ -76,13 +77,13 @@ class WorkUnit:
 
 
 def make_plan(
-    directory: Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
+    directory: Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None, log: Log
 ) -> tuple[Plan, list[WorkUnit], Tokenizer]:
     """Plan a dataset in this directory, by default with the tokenizer of `data`. Raises `UserError` without text."""
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
-    places, characters = _first_documents(sources[0], data, max(2, first_chosen))
-    tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data))
+    places, characters = _first_documents(sources[0], data, max(2, first_chosen), ProgressLine(log))
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data, ProgressLine(log)))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     plan = Plan(directory, tokenizer.sha256, dtype, data.shard_tokens)
     if len(sources) == 1 and data.validation == "fraction":
@@ -96,7 +97,9 @@ def make_plan(
     return plan, list(_work_units(sources, data)), tokenizer
 
 
-def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tuple[list[tuple[int, int]], int]:
+def _first_documents(
+    source: Source, reading: ReadingConfig, count: int, progress: ProgressLine
+) -> tuple[list[tuple[int, int]], int]:
     """File and row of the first documents, at most `count`, and the number of their characters."""
     places, characters, counts = [], 0, Counts()
     for file, part in read_source(source, reading, counts):
@@ -105,6 +108,7 @@ def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tupl
             if len(places) == count:
                 break
         characters += len(part.text)
+        progress.update("planning: reading the first documents")
     if not places:
         reason = "it is empty or only white space"
         if counts.bad:
@@ -113,12 +117,13 @@ def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tupl
     return places, characters
 
 
-def all_texts(sources: Sequence[Source], reading: ReadingConfig) -> Iterator[str]:
+def all_texts(sources: Sequence[Source], reading: ReadingConfig, progress: ProgressLine) -> Iterator[str]:
     """All text that the tokenizer must be able to encode."""
     counts = Counts()
     for source in sources:
         for _, part in read_source(source, reading, counts):
             yield part.text
+            progress.update("planning: reading the text for the tokenizer")
     if counts.documents > 1:
         yield SEPARATOR
 

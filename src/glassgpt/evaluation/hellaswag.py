@@ -135,7 +135,7 @@ def score_hellaswag(
     # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
-            if ranks.stop_signal():
+            if ranks.stop_signal():  # `stop_if_asked` then ends the evaluation on all ranks
                 break
             numbers = [question.number for question in batch]
             # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.

@@ -114,7 +114,7 @@ def measure_stream(
         batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
         for first, inputs, targets in batches:
             ranks.heartbeat()
-            if ranks.stop_signal():  # `evaluate_data` ends the evaluation on all ranks
+            if ranks.stop_signal():  # `evaluate_data` then ends the evaluation on all ranks
                 break
             is_full = inputs.shape == (batch_size, context_length)
             ids, next_ids = (torch.from_numpy(array).to(device) for array in (inputs, targets))

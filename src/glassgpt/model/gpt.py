@@ -189,7 +189,7 @@ class GPT(nn.Module):
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache takes in these tokens."""
         if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
             raise UserError(
-                "ids must be a tensor (B, T) of token ids; for text: torch.tensor([[*tokenizer.encode(text)]])"
+                "ids must be a tensor (B, T) of ids; for text: torch.tensor([tokenizer.encode(text).tolist()])"
             )
         start, limit = (0, self.limit) if cache is None else (cache.length, cache.limit)
         end = start + ids.shape[1]

@@ -178,18 +178,19 @@ class RunDirectory:
 
     def read_config(self) -> TrainConfig:
         """The run's config. Raises `UserError` that names a copy if it is damaged."""
-        origin = str(self.config_path)
-        try:
-            with explain_os_errors("read", self.config_path):
-                return TrainConfig.from_toml(decoded(read_file(self.config_path), origin), origin)
-        except UserError as error:
-            raise UserError(f"{error}{self._copy_of_config()}") from error.__cause__
+        path, origin = self.config_path, str(self.config_path)
+        with explain_os_errors("read", path):
+            try:
+                return TrainConfig.from_toml(decoded(read_file(path), origin), origin)
+            except UserError as error:
+                raise UserError(f"{error}{self._copy_of_config()}") from None
 
     def _copy_of_config(self) -> str:
         """Where a checkpoint has a copy of the config, as the end of an error; empty without one."""
         copies = [path for path in self.checkpoints.glob("*/config.toml") if path.parent.name.isdecimal()]
         newest = max(copies, key=lambda path: int(path.parent.name), default=None)
-        return "" if newest is None else f"\nas it was at the newest checkpoint: cp {newest} {self.config_path}"
+        command = shlex.join(["cp", str(newest), str(self.config_path)])
+        return "" if newest is None else f"\nthe newest checkpoint has a copy: {command}"
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the run's config."""

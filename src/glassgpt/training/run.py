@@ -268,13 +268,12 @@ def _environment_at_start(run: RunDirectory, checkpoint: Checkpoint | None, prog
     except UserError as error:
         if copy is None:
             raise UserError(f"{error}; the run cannot be resumed without it: restore it from a copy") from None
-        progress.message(f"warning: {error}; it is restored from the newest checkpoint")
+        progress.message(f"warning: {error}; the newest checkpoint's copy of it is used")
         return copy
     if copy is not None and own != copy:
         edited = ", ".join(sorted(key for key in own | copy if own.get(key) != copy.get(key)))
-        progress.message(
-            f"warning: {edited} in {run.environment_path}: edited, and restored from the newest checkpoint"
-        )
+        where = f"{edited} in {run.environment_path}"
+        progress.message(f"warning: {where} changed; the newest checkpoint's copy of that file is used")
     return own if copy is None else copy
 
 

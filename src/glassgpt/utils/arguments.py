@@ -22,7 +22,7 @@ _REMEDIES = {"GPT": "; `model, tokenizer = glassgpt.load(...)`", "TrainConfig": 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: it raises `UserError` for an argument of another type than its parameter's annotation.
 
-    Types of the items of a sequence are not checked. A wrong name, or too many arguments, is Python's `TypeError`.
+    Types of the items of a sequence are not checked. A wrong name and too many arguments stay Python's `TypeError`.
     """
     signature = inspect.signature(function)
 
@@ -30,8 +30,8 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*arguments: P.args, **named: P.kwargs) -> R:
         try:
             given = signature.bind(*arguments, **named).arguments
-        except TypeError as error:
-            raise TypeError(f"{function.__qualname__}() {error}") from None
+        except TypeError:
+            return function(*arguments, **named)  # Python's own error names the function
         for name, value in given.items():
             parameter = signature.parameters[name]
             values = value if parameter.kind is parameter.VAR_POSITIONAL else [value]
