@@ -188,7 +188,8 @@ ODD_VALUES: list[Any] = [True, -1, 3.5, 10**18, 10**400, "x", [1], [[1.0]], [["a
 
 def test_values_that_a_state_cannot_have_are_damage(checkpoints: Path) -> None:
     """Although the manifest has their sha256. Each key gets values of other types, sizes and shapes, or is missing."""
-    path, valid = checkpoints / "000003", {"recent": [[[1.0, 2.0]]], "val_loss": [3.5, -1, 10**18, math.inf]}
+    path = checkpoints / "000003"
+    valid: dict[str, list[Any]] = {"recent": [[[1.0, 2.0]]], "val_loss": [3.5, -1, 10**18, math.inf]}
     valid |= {"tokens_seen": [64], "data_fingerprint": ["x"], "best_val_loss": [3.5, -1, 10**18]}
     valid["pending_evaluation"] = [{"scale": -1.0}]
     original = dataclasses.asdict(open_checkpoint(path).state)

@@ -54,10 +54,7 @@ _ACTIVATIONS = {
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the model itself, without those of what wrapped it in training.
-
-    Raises `UserError` if two tensors get the same name.
-    """
+    """Tensors by their names without those of training's wrappers. Raises `UserError` if two get the same name."""
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
@@ -269,10 +266,7 @@ class Family:
         return halves.flip(1).reshape(tensor.shape)
 
     def export_tensors(self, model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """All tensors of a file of the family, on the CPU. The model's config must have no `obstacles`.
-
-        Raises `UserError` for a number that is too large for the dtype.
-        """
+        """All tensors of a file, of a model without `obstacles`. Raises `UserError` for numbers beyond the dtype."""
         config, parameters = self.stored_config(model.config), dict(model.named_parameters())
         result: dict[str, Tensor] = {}
         for name, stored in GPT.empty(config, "meta").named_parameters():

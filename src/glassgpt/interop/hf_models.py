@@ -95,8 +95,8 @@ def export_hf(
         raise UserError(f"dtype must be {', '.join(EXPORT_DTYPES)}, got {dtype!r}")
     family = family_for(model.config)
     begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
-    # Without a padding id: transformers does not train the embedding of the config's padding id.
     ends = end if model.end_ids is None else model.end_ids[0] if len(model.end_ids) == 1 else list(model.end_ids)
+    # Without a padding id: transformers does not train the embedding of the config's padding id.
     ids = {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": None}
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
     config = {**about, "use_cache": True, **family.write_config(model.config), **ids}

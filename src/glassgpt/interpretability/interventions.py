@@ -116,10 +116,7 @@ class Effects(NamedTuple):
 def effects(
     model: GPT, ids: Tensor, edits: Sequence[Edit], source: ActivationCache | None = None, position: int | None = None
 ) -> Effects:
-    """What edits do to the logits of ids (B, T), at one position or at all.
-
-    Raises `UserError` as `edited`, and for logits that are not finite.
-    """
+    """What edits do to logits of ids (B, T), at one position or all. Raises as `edited`, and if they are not finite."""
     if position is not None:
         require_index("position", position, ids.shape[1])
     at = slice(None) if position is None else position

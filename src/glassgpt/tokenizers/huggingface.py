@@ -54,8 +54,7 @@ class FileTokenizer(Tokenizer):
     """What tokenizers of a `tokenizer.json` share: its text, which they keep unchanged, and its special tokens."""
 
     @abstractmethod
-    def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
-        """Read the text of a file. `end_of_text` names that token if it has an unusual name."""
+    def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None: ...
 
     def _read(self, tokenizer_json: str, end_of_text: str | None) -> dict[str, Any]:
         """Set everything but the table, and return the file's content. Raises `ValueError` if it has contradictions."""

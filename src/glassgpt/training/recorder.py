@@ -95,7 +95,9 @@ class Recorder:
         self.finish()
         self._loggers.each(lambda logger: logger.flush())
         state, directory = self.state, self.run.checkpoints
-        config, tokenizer = state.config, state.data.tokenizer
+        config, tokenizer, norms = state.config, state.data.tokenizer, state.pending_evaluation
+        if norms is not None:  # of an update that float16 has skipped, some are not finite
+            norms = {name: norm for name, norm in norms.items() if math.isfinite(norm)}
         saved = TrainingState(
             step=state.step,
             val_loss=finite(val_loss),
@@ -105,7 +107,7 @@ class Recorder:
             data_fingerprint=state.data.fingerprint,
             recent=list(state.outliers.recent) or None,
             tokens_seen=state.tokens_seen,
-            pending_evaluation=None if state.pending_evaluation is None else dict(state.pending_evaluation),
+            pending_evaluation=norms,
         )
         marks = {"metrics.jsonl": self._metrics.mark, "samples.md": mark_of(self.run.samples_path)}
         about_run = {ENVIRONMENT_FILE: self._environment, LOGS_FILE: marks}

@@ -69,11 +69,9 @@ def read_plain_pickle(path: Path) -> Any:
     try:
         # Python takes memory for all numbers up to that of a stored value.
         if any("PUT" in code.name and int(at) > len(content) for code, at, _ in pickletools.genops(content)):
-            raise UserError(f"{path} is damaged: it numbers values beyond its length")
+            raise ValueError("it numbers values beyond its length")
         return _PlainUnpickler(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {error}") from None
-    except UserError:
-        raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{path} is damaged, or not a pickle ({error or type(error).__name__})") from None
