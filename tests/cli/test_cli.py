@@ -369,6 +369,14 @@ def test_errors_of_training_become_messages_and_exit_codes(training: mock.Mock, 
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
     )
     assert "--micro-batch-size" in fails(capsys, "train")
+    for error in (OSError(errno.EIO, "failed", "a/file"), OSError(errno.EMFILE, "full"), OSError(99, "odd", "a/file")):
+        training.train.side_effect = error
+        message = fails(capsys, "train")
+        assert ("a/file" if error.filename else "ulimit -n") in message
+        assert message.count("\n") == 1
+    training.train.side_effect = OSError("a defect")
+    with pytest.raises(OSError, match="a defect"):
+        main(["train"])
     training.train.side_effect = RuntimeError("can't start new thread")
     assert "ulimit -u" in fails(capsys, "train")
     training.train.side_effect = KeyboardInterrupt()

@@ -634,7 +634,7 @@ DAMAGED = [
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_the_inside_of_a_damaged_record_is_not_a_document(tmp_path: Path, damaged: str, skip_bad: bool) -> None:
     path = saved(tmp_path, "a.csv", f"id,text\n1,first\n{damaged}\n3,third\n".encode())
-    received = []
+    received: list[str] = []
     with pytest.raises(UserError, match=r"a\.csv, line 3: "):
         received.extend(part.text for part in read_documents(path, ReadingConfig(skip_bad=skip_bad)))
     assert received == ["first"]

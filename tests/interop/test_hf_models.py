@@ -804,7 +804,7 @@ def test_an_export_in_half_precision_has_the_rounded_weights(dtype: str, toleran
             torch.testing.assert_close(shared[key], parameter, rtol=tolerance, atol=2**-25)
         assert_same_logits(reimported, other.float().eval())
     with torch.no_grad():
-        model.norm.weight[3] = 1e6
+        model.get_parameter("norm.weight")[3] = 1e6
     with pytest.raises(UserError, match=r"norm\.weight"):
         export_hf(model, None, tmp_path / "large", "float16")
     with pytest.raises(UserError, match="'int4'"):

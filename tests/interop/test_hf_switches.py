@@ -68,7 +68,8 @@ def their_logits(folder: Path) -> Tensor:
 
 @torch.no_grad()
 def our_logits(folder: Path) -> Tensor:
-    return g.load(folder)[0](IDS)
+    logits: Tensor = g.load(folder)[0](IDS)
+    return logits
 
 
 def save_model(family: Family, folder: Path) -> set[str]:

@@ -30,7 +30,13 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.safe_pickle import read_plain_pickle
 
 SHAPE: dict[str, Any] = {"vocab_size": 97, "context_length": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
-LLAMA = {"position": "rope", "norm": "rmsnorm", "bias": False, "activation": "swiglu", "tied_head": False}
+LLAMA: dict[str, Any] = {
+    "position": "rope",
+    "norm": "rmsnorm",
+    "bias": False,
+    "activation": "swiglu",
+    "tied_head": False,
+}
 
 
 @pytest.fixture(scope="module", params=["GPT2", "Llama"])
@@ -100,7 +106,23 @@ def test_two_tensors_of_one_name_are_refused(folder: Path) -> None:
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
-ABSURD = (0, -1, 3, 65_536, 10**9, 10**18, 2.5, 1e30, "12", "12.0", True, [2], {}, float("nan"), 10**400)
+ABSURD: tuple[Any, ...] = (
+    0,
+    -1,
+    3,
+    65_536,
+    10**9,
+    10**18,
+    2.5,
+    1e30,
+    "12",
+    "12.0",
+    True,
+    [2],
+    {},
+    float("nan"),
+    10**400,
+)
 
 
 @pytest.mark.parametrize("key", ["n_layer", "n_embd", "vocab_size", "n_positions", "n_inner", "n_head"])
@@ -229,11 +251,11 @@ def tar(path: Path) -> None:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "compressed": lambda path: rezipped(path, zipfile.ZIP_DEFLATED),
     "deep": deep,
     "tar": tar,
-    "half": lambda path: path.write_bytes(path.read_bytes()[:600]) and None,  # type: ignore[func-returns-value]
+    "half": lambda path: path.write_bytes(path.read_bytes()[:600]),
 }
 
 
@@ -280,7 +302,7 @@ def test_small_views_of_one_large_storage_and_old_files_are_read(folder: Path) -
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
-    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
     views = {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
     for is_zip in (True, False):
         torch.save(views, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)

@@ -64,6 +64,12 @@ def test_if_the_default_port_is_in_use_the_next_free_one_is_used(monkeypatch: py
             bind(None, None)
 
 
+@pytest.mark.parametrize("host", ["", "y" * 500, "a\nb", "\ud800", "256.1.1.1"])
+def test_a_name_that_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(UserError, match="--host"):
+        bind(host, 0)
+
+
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 def test_each_server_has_its_own_token(host: str | None) -> None:
     policies = []

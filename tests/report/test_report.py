@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,20 @@ def test_a_report_of_a_run_that_has_just_started_is_written(tmp_path: Path, reco
         (run / "metrics.jsonl").unlink()
         (run / "environment.json").write_text('{"torch": "2.')
         assert Page(write_report(run)).charts == {}
+
+
+@pytest.mark.linux
+def test_a_report_neither_waits_for_a_pipe_nor_writes_what_it_cannot(run: Path, tmp_path: Path) -> None:
+    (run / "environment.json").unlink()
+    os.mkfifo(run / "environment.json")
+    Page(write_report(run))
+    (run / "environment.json").unlink()
+    (run / "environment.json").write_text("[" * 100_000)
+    Page(write_report(run))
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path, tmp_path / "pipe", Path("/dev/full"), Path("/proc/x")):
+        with pytest.raises(UserError, match=re.escape(str(out))):
+            write_report(run, out=out)
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import lzma
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,8 @@ def tar() -> bytes:
     return file.getvalue()
 
 
-def saved_by(write: object, *values: object) -> bytes:
-    file = io.BytesIO()
-    write(*values, file) if write is torch.save else write(file, *values)  # type: ignore[operator]
+def saved_by(write: Callable[[io.BytesIO], None]) -> bytes:
+    write(file := io.BytesIO())
     return file.getvalue()
 
 
@@ -66,8 +66,8 @@ FORMATS = {
     "SQLite": b"SQLite format 3\0\x10\0",
     "Parquet": b"PAR1\x15\x04",
     "pickle": pickle.dumps({"a": [1]}),
-    "PyTorch": saved_by(torch.save, {"a": torch.zeros(2)}),
-    "arrays": saved_by(np.save, np.zeros(2)),
+    "PyTorch": saved_by(lambda file: torch.save({"a": torch.zeros(2)}, file)),
+    "arrays": saved_by(lambda file: np.save(file, np.zeros(2))),
     "weights": save({"a": np.zeros(2)}),
     "binary": bytes(range(256)) * 8,
 }

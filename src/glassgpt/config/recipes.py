@@ -28,7 +28,7 @@ def recipe_text(name: str) -> str:
             return decoded(read_file(path), name).removeprefix("\ufeff")  # as Windows editors write it
     if (path / "config.toml").is_file():
         raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
-    if path.exists():
+    if name and path.exists():
         raise UserError(f"{name} is not a recipe; to train on its text: glassgpt train --data {shlex.quote(name)}")
     nearest = did_you_mean(name, recipe_names())
     raise UserError(f"unknown recipe {shown(name)}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")

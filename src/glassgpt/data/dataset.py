@@ -43,7 +43,7 @@ SOURCE_COUNTS = {
     "blank_documents": "blank documents, left out",
     "bad_rows": "rows without text, left out (--skip-bad)",
     "special_tokens": "special tokens such as <|endoftext|> in the text, encoded as letters (--split-on splits there)",
-    "web_pages": "files are web pages, read with their tags (pandoc FILE.html -t plain extracts the text)",
+    "web_pages": "files that begin as web pages, read with their tags (pandoc -t plain FILE.html extracts the text)",
     "duplicates_removed": "duplicates, left out (--deduplicate)",
     "duplicates": "duplicates in the dataset",
     "validation_documents_in_train": "validation documents that are also in train",

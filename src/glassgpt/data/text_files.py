@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +81,7 @@ def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]:
+def _decompressed(raw: BufferedReader, compression: str, name: str) -> Iterator[bytes]:
     """The content of the file. No chunk is empty. Raises `UserError` for damage, and if it grows beyond all reason."""
     if not compression:
         while chunk := raw.read(_CHUNK):  # None from a file of the kernel that has nothing now

@@ -50,8 +50,8 @@ def open_nanogpt(path: Path) -> ExternalModel:
     content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     content = content if isinstance(content, dict) else {}
     weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
-    tensors = weights.items() if isinstance(weights, dict) else ()
-    if not tensors or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors):
+    tensors: dict[str, Tensor] = weights if isinstance(weights, dict) else {}
+    if not tensors or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
         raise UserError(f"{path} is not a checkpoint of nanoGPT or build-nanogpt: 'model' must hold tensors by name")
     if isinstance(config, _PickledConfig):
         family, settings, step, loss = _BUILD_NANOGPT, vars(config), content.get("step"), content.get("val_loss")
@@ -73,4 +73,4 @@ def open_nanogpt(path: Path) -> ExternalModel:
         ("step", f"{step:,}" if isinstance(step, int) else "unknown"),
         ("validation loss", loss_text),
     )
-    return ExternalModel(path, family, shape, facts, lambda: weights, partial(_tokenizer_of, path, shape.vocab_size))
+    return ExternalModel(path, family, shape, facts, lambda: tensors, partial(_tokenizer_of, path, shape.vocab_size))

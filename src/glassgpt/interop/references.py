@@ -150,8 +150,9 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
 
 def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
     """The model, in evaluation mode on `device`, and the tokenizer."""
-    is_external = isinstance(source, ExternalModel)
-    ends = source.end_ids if is_external and source.tensors else None  # reads the tensors, and counts their layers
+    ends = None
+    if isinstance(source, ExternalModel) and source.tensors:  # reads the tensors, and counts their layers
+        ends = source.end_ids
     source.load_model(GPT.empty(source.model_config, "meta"))  # compares all shapes before memory is taken
     model = GPT.empty(source.model_config, device)
     source.load_model(model)

@@ -32,8 +32,9 @@ def bind(host: str | None, port: int | None) -> tuple[socket.socket, AccessPolic
     name = "127.0.0.1" if host is None else host
     try:
         family, _, _, _, (ip, *_) = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: too long for a name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host!r} is not a name or address of this machine ({reason})") from None
     listener = _listen(family, ip, port)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, answers wait 40 ms for an ACK
     number: int = listener.getsockname()[1]

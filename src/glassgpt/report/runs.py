@@ -1,8 +1,6 @@
 """What a report reads of a run, in any state of the run, and its records as series: smoothed and thinned."""
 
 import contextlib
-import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 from glassgpt.runs.metrics import Metrics, Record, number_in, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
+from glassgpt.utils.files import explain_os_errors, parse_json, parse_toml, read_file
 
 MAX_POINTS = 5000  # of a series: about two per pixel on the widest screens, and a page of a few MB for any run
 
@@ -54,9 +52,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
 def _read(run: RunDirectory, name: str) -> RunRecords:
     config_text, environment, config = read_text(run.config_path), {}, {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
-        environment = dict(json.loads(read_text(run.environment_path)))
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        config = tomllib.loads(config_text)
+        environment = dict(parse_json(read_text(run.environment_path), str(run.environment_path)))
+    with contextlib.suppress(UserError):
+        config = parse_toml(config_text, str(run.config_path))
     return RunRecords(
         **vars(read_metrics(run.metrics_path)),
         name=name,
@@ -71,7 +69,7 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
 def read_text(path: Path) -> str:
     """A file's text; empty if it does not exist yet, or not any more."""
     with explain_os_errors("read", path), contextlib.suppress(FileNotFoundError):
-        return path.read_bytes().decode(errors="replace")
+        return read_file(path).decode(errors="replace")
     return ""
 
 

@@ -68,7 +68,7 @@ def read_plain_pickle(path: Path) -> Any:
         content = read_file(path)
     try:
         # Python takes memory for all numbers up to that of a stored value.
-        if any("PUT" in code.name and int(at) > len(content) for code, at, _ in pickletools.genops(content)):
+        if any("PUT" in code.name and int(at or 0) > len(content) for code, at, _ in pickletools.genops(content)):
             raise ValueError("it numbers values beyond its length")
         return _PlainUnpickler(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
