@@ -42,7 +42,7 @@ LLAMA: dict[str, Any] = {
 @pytest.fixture(scope="module", params=["GPT2", "Llama"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny random model."""
-    folder = tmp_path_factory.mktemp("model") / request.param
+    folder: Path = tmp_path_factory.mktemp("model") / request.param
     folder: Path = tmp_path_factory.mktemp("model") / request.param
     return folder
 
