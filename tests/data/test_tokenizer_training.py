@@ -222,7 +222,7 @@ def config_with(config: DataConfig, tokenizer: Path) -> DataConfig:
 
 def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text")
-    with pytest.raises(UserError, match=r"cannot read the tokenizer .*gone\.json"):
+    with pytest.raises(UserError, match=r"cannot read .*gone\.json"):
         prepare(DataConfig(source=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "gone.json")))
 
 
