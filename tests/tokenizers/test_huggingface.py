@@ -785,8 +785,8 @@ def test_transformers_has_the_same_ids_and_text(
     unknown = {
         "characters": None,
         "bytes": None,
-        "bpe": None,
-        "byte_level": None,
+        "bpe": "<|endoftext|>",
+        "byte_level": "<eos>",
         "wordpiece": "[UNK]",
         "words": "[UNK]",
     }

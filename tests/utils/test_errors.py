@@ -51,8 +51,8 @@ def test_memory_errors_of_python_torch_and_the_gpu_are_recognised() -> None:
         with pytest.raises(RuntimeError) as caught:
             torch.empty(size)
         errors.append(caught.value)
-    texts = ("std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
-    texts += ("MPS backend out of memory", "unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)")
+    texts = ["std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"]
+    texts += ["MPS backend out of memory", "unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)"]
     assert all(map(is_out_of_memory, (*errors, *map(RuntimeError, texts))))
     others = ("OutOfMemoryError", "CUDA error: an illegal memory access was encountered", "size mismatch for x")
     assert not any(map(is_out_of_memory, (*map(RuntimeError, others), ValueError("DefaultCPUAllocator"))))
