@@ -125,7 +125,7 @@ def test_no_number_is_unlimited(name: str) -> None:
 
 
 def test_the_largest_model_and_batch_are_checked_quickly() -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     widths: dict[str, Any] = {"n_layer": 4096, "n_embd": 2**20, "n_head": 2**20, "n_inner": 2**27, "vocab_size": 2**27}
     config = SMALL.override(model=widths, batch_tokens=2**27)
     with pytest.raises(UserError, match="nearest"):
@@ -136,19 +136,16 @@ def test_the_largest_model_and_batch_are_checked_quickly() -> None:
         SMALL.override(model={"n_layer": 10**9})
     with pytest.raises(UserError, match="head_dim"):
         SMALL.override(model=widths | {"head_dim": 2**20})
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_a_name_that_toml_cannot_hold_is_refused() -> None:
-    for changes in (
-        {"data": {"source": "\udcff.txt"}},
-        {"probe": {"prompts": ["a\ud800"]}},
-        {"init_from": "\udcff"},
-        {"device": "\udcff"},
-    ):
+    invalid: list[dict[str, Any]] = [{"data": {"source": "\udcff.txt"}}, {"probe": {"prompts": ["a\ud800"]}}]
+    for changes in (*invalid, {"init_from": "\udcff"}, {"device": "\udcff"}):
         with pytest.raises(UserError, match="Unicode"):
             SMALL.override(**changes)
-    for changes in ({"data": {"source": "a\0"}}, {"data": {"mixture": {"a\0": 1.0}}}, {"hellaswag_file": "\0"}):
+    with_nul: list[dict[str, Any]] = [{"data": {"source": "a\0"}}, {"data": {"mixture": {"a\0": 1.0}}}]
+    for changes in (*with_nul, {"hellaswag_file": "\0"}):
         with pytest.raises(UserError, match="NUL"):
             SMALL.override(**changes)
     assert SMALL.override(probe={"prompts": ["\0"]}).probe.prompts == ["\0"]

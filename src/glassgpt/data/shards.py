@@ -240,11 +240,12 @@ def count_repeats(train: Sequence[Path], validation: Sequence[Path]) -> tuple[in
     repeated = common = 0
     for number in range(int(ranges)):
         ours, theirs = (
-            np.concatenate([hashes[hashes % ranges == number] for hashes in map(_hashes, paths)])
+            np.sort(np.concatenate([hashes[hashes % ranges == number] for hashes in map(_hashes, paths)]))
             for paths in (train, validation)
         )
-        repeated += len(ours) + len(theirs) - len(np.unique(np.concatenate([ours, theirs])))
-        common += int(np.isin(theirs, ours).sum())
+        # Sorting takes a tenth of the time of np.unique and np.isin.
+        repeated += int((np.diff(np.sort(np.concatenate([ours, theirs]))) == 0).sum())
+        common += int((np.searchsorted(ours, theirs, side="right") > np.searchsorted(ours, theirs)).sum())
     return repeated, common
 
 
