@@ -357,10 +357,10 @@ def other_data(rank: int, source: str) -> None:
     """One rank reads another text under the same name."""
     from glassgpt.data.training_data import open_training_data as opened
 
-    def other(data: Any, *rest: Any) -> Any:
+    def other(data: Any, *rest: Any, **named: Any) -> Any:
         import dataclasses
 
-        return opened(dataclasses.replace(data, source=source), *rest)
+        return opened(dataclasses.replace(data, source=source), *rest, **named)
 
     if _rank() == rank:
         mock.patch("glassgpt.training.setup.open_training_data", other).start()

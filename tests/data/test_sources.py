@@ -192,9 +192,9 @@ def test_a_plain_json_file_in_a_folder_is_not_text(tmp_path: Path) -> None:
 
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: "):
         source_of(tmp_path).files()
-    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: "):
         source_of(tmp_path).identity()
 
 
