@@ -43,7 +43,7 @@ LLAMA: dict[str, Any] = {
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a tiny random model."""
     folder: Path = tmp_path_factory.mktemp("model") / request.param
-    folder: Path = tmp_path_factory.mktemp("model") / request.param
+    export_hf(g.GPT.create(ModelConfig(**SHAPE, **(LLAMA if request.param == "Llama" else {})), seed=0), None, folder)
     return folder
 
 
