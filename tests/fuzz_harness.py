@@ -85,9 +85,11 @@ def in_child(action: Callable[[], int], folder: Path) -> tuple[int, float, int]:
     began = time.monotonic()
     while True:
         ended, status, usage = os.wait4(child, os.WNOHANG)
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # by as much, a busy machine takes longer
+        seconds = (time.monotonic() - began) / busy
         if ended:
-            return status, time.monotonic() - began, usage.ru_maxrss * 1024
-        if time.monotonic() - began > SECONDS:
+            return status, seconds, usage.ru_maxrss * 1024
+        if seconds > SECONDS:
             os.kill(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
             return status, SECONDS, usage.ru_maxrss * 1024

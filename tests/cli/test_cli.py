@@ -569,8 +569,8 @@ def test_export_prints_the_folder_and_the_architecture(monkeypatch: Patch, tmp_p
     (tmp_path / "hf" / "tokenizer.json").touch()
     recorder = mock.create_autospec(glassgpt.interop.references.export, return_value="Llama")
     monkeypatch.setattr(glassgpt.interop.references, "export", recorder)
-    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0
-    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf")
+    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf"), "--dtype", "bfloat16"]) == 0
+    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf", "bfloat16")
     assert capsys.readouterr().out == f"{tmp_path / 'hf'}: Llama, for AutoModelForCausalLM and AutoTokenizer\n"
     assert "--out" in fails(capsys, "export", "runs/x")
 
