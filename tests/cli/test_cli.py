@@ -771,6 +771,17 @@ def test_pipes_and_devices_are_neither_read_nor_waited_for(capsys: Capture, tmp_
         assert path in fails(capsys, "bench", "--json", path)
 
 
+@pytest.mark.linux
+def test_a_prompt_may_come_from_a_pipe_of_the_shell(fake_generate: FakeGenerate) -> None:
+    """As in `--prompt-file <(command)`, whose pipe may still be empty."""
+    recorder, (reader, writer) = fake_generate([("!", 0)]), os.pipe()
+    with subprocess.Popen(["sh", "-c", "sleep 0.1; printf Once"], stdout=writer):
+        os.close(writer)
+        assert main(["generate", "runs/x", "--prompt-file", f"/dev/fd/{reader}"]) == 0
+    os.close(reader)
+    assert recorder.call_args.args[2] == "Once"
+
+
 def test_a_name_with_control_characters_is_shown_escaped_on_one_line(capsys: Capture) -> None:
     message = fails(capsys, "report", "runs/\x1b[31m\nx")
     assert r"runs/\x1b[31m\nx" in message
