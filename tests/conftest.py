@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -27,11 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def english() -> str:
-    """Return about a million characters of English prose from the documentation bundled with Python."""
-    from glassgpt.data.builtin_texts import python_docs
+def python_docs() -> list[str]:
+    """Return the documentation bundled with Python, which takes seconds to read."""
+    from glassgpt.data import builtin_texts
 
-    return "\n\n".join(python_docs())
+    return builtin_texts.python_docs()
+
+
+@pytest.fixture(scope="session")
+def english(python_docs: list[str]) -> str:
+    """Return about a million characters of English prose."""
+    return "\n\n".join(python_docs)
 
 
 @pytest.fixture
@@ -40,6 +47,18 @@ def text(tmp_path: Path) -> Path:
     from kill_harness import write_text
 
     return write_text(tmp_path / "text.txt")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use one thread in tests of tiny models, which take twice the time with two."""
+    import torch
+
+    before = torch.get_num_threads()
+    if request.path.parent.name in ("generation", "interpretability", "model"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
