@@ -356,6 +356,19 @@ def test_a_null_in_parquet_is_an_error_or_skipped(tmp_path: Path) -> None:
     assert "row 2 (counted from 0)" in counts.first_bad
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_text_that_parquet_has_once_for_many_rows_is_read_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType
+) -> None:
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 10_000)
+    monkeypatch.setattr(readers, "_PARQUET_BATCH", 4000)
+    texts = ["a", *["word " * 200] * 500]
+    path = saved(tmp_path, "a.parquet", parquet_of(pa.array(texts).cast(kind), 501))
+    blocks = list(readers._parquet_rows(path, "a.parquet", "text"))
+    assert list(itertools.chain(*blocks)) == texts
+    assert max(len(block) for block in blocks) == 4
+
+
 def test_only_entirely_blank_documents_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document whose first part is blank is kept if a later part has text."""
     monkeypatch.setattr(readers, "PART_CHARACTERS", 4)

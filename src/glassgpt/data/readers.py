@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -176,7 +177,8 @@ def _blocks(
         yield from _jsonl_rows(pieces, name, options.column)
     elif plain_name.endswith(_SEPARATED):
         delimiters = (options.delimiter or ("\t,;|" if plain_name.endswith(".tsv") else ",\t;|")).replace("\\t", "\t")
-        yield from _listed(_csv_rows(pieces, name, options.column, delimiters))
+        rows = _csv_rows(pieces, name, options.column, delimiters)
+        yield from iter(lambda: list(itertools.islice(rows, 64)), [])  # an error may come some rows earlier
     elif not plain_name.endswith(".parquet"):
         first = next(pieces, "")
         counts.web_pages += WEB_PAGE.match(first) is not None
@@ -187,13 +189,7 @@ def _blocks(
     elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
     else:
-        yield from _listed(_parquet_rows(path, name, options.column))
-
-
-def _listed(rows: Iterator[str | BadRow]) -> Iterator[list[str | BadRow]]:
-    """The rows in lists. An error may come some rows earlier."""
-    while block := list(itertools.islice(rows, 256)):
-        yield block
+        yield from _parquet_rows(path, name, options.column)
 
 
 def _lacks(column: str, columns: Sequence[str]) -> str:
@@ -344,8 +340,8 @@ def _has_doubtful_quotes(record: str, delimiter: str) -> bool:
     return record.count('"') % 2 == 1 or re.search(rf'\\"|"{re.escape(delimiter)}\s', record) is not None
 
 
-def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
-    """The text of each row. Raises `UserError` for a damaged file, and for a column that is missing or not text."""
+def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | BadRow]]:
+    """Texts of the rows, in lists. Raises `UserError` for a damaged file, or a column that is missing or not text."""
     try:
         from pyarrow import parquet, types
     except ImportError:
@@ -357,14 +353,15 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         require_text(head, name)  # names what it is
     with _explain_damage(name, "its footer"):
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
-        table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        opened = partial(parquet.ParquetFile, path, pre_buffer=False, buffer_size=1 << 20)
+        table = opened(page_checksum_verification=True)
         schema = table.schema_arrow
     kind = schema.field(_index_of(column, schema.names, name)).type
     plain = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
         raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")
     row = 0
-    with table:
+    with table, opened(read_dictionary=[column], metadata=table.metadata) as dictionaries:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
                 metadata = table.metadata.row_group(group)
@@ -374,14 +371,18 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
                 # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
                 # process (std::terminate) when asked for the bytes of one column in some damaged files.
                 fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
-                rows = min(max(1, fitting), 1024)
-                for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
-                    for text in batch.column(0).to_pylist():
-                        if text is None:
-                            yield BadRow(f"row {row} (counted from 0)", f"{column!r} is null, not text")
-                        else:
-                            yield text
-                        row += 1
+                rows, wanted = min(max(1, fitting), 1024), {"row_groups": [group], "columns": [column]}
+                if rows * metadata.total_byte_size > _LONGEST_LINE:
+                    # A text that is once in the dictionary of the group may be in every row.
+                    for batch in itertools.islice(dictionaries.iter_batches(1, use_threads=False, **wanted), 1):
+                        texts = getattr(batch.column(0), "dictionary", batch.column(0)).to_pylist()
+                        rows = max(1, min(rows, _PARQUET_BATCH // max([1, *map(len, filter(None, texts))])))
+                for batch in table.iter_batches(rows, use_threads=False, **wanted):
+                    texts = batch.column(0).to_pylist()
+                    for i in (i for i in range(len(texts) if None in texts else 0) if texts[i] is None):
+                        texts[i] = BadRow(f"row {row + i} (counted from 0)", f"{column!r} is null, not text")
+                    yield texts
+                    row += len(texts)
         if row != (listed := table.metadata.num_rows):  # the footer has no checksum
             raise UserError(f"{name} is damaged: it has {row:,} rows instead of {listed:,}; get it again")
 

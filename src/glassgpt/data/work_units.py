@@ -252,9 +252,8 @@ def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -
             validation[:] = True
         kept += len(kept_places)
         for name, chosen in (("train", is_kept & ~validation), ("validation", is_kept & validation)):
-            own, own_places = (list(itertools.compress(each, chosen.tolist())) for each in (texts, places))
-            if own:
-                yield _Piece(name, own, own_places, True, added[name])
+            if own := list(itertools.compress(texts, chosen.tolist())):
+                yield _Piece(name, own, list(itertools.compress(places, chosen.tolist())), True, added[name])
                 added[name] += len(own)
         split = None if not is_kept[-1] else "validation" if validation[-1] else "train"
 
