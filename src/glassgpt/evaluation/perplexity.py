@@ -122,9 +122,10 @@ def measure_stream(
                 nats = model(ids, next_ids, reduction="none").cpu().double().numpy()  # MPS has no float64
             measured.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
             measured.tokens_by_position[: targets.shape[1]] += targets.shape[0]
-            losses, before = nats.ravel(), inputs.ravel()
+            losses, before = nats.ravel(), inputs.flatten()
             if is_unmarked and starts is not None:
-                before = np.where(np.isin(np.arange(first, first + len(losses)), starts), -1, before)
+                begin, end = np.searchsorted(starts, (first, first + len(losses)))
+                before[starts[begin:end] - first] = -1
             sizes = tokenizer.text_bytes(targets.ravel(), before)
             is_text = tokenizer.is_text[targets.ravel()]
             measured.text_nats += float(losses[is_text].sum())
@@ -252,9 +253,12 @@ def evaluate(
     options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
+    figures = combine(measured, data)
+    if not math.isfinite(figures["loss"]):
+        raise nonfinite_error(model)
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
-        **_finite(combine(measured, data), loaded.model),
+        **figures,
         **loaded.provenance,
         "data": ", ".join(data.names),
         "data_fingerprint": data.fingerprint,
@@ -264,13 +268,6 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
-
-
-def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
-    """The figures. Raises `UserError` if the loss is not finite."""
-    if not math.isfinite(figures["loss"]):
-        raise nonfinite_error(model)
-    return figures
 
 
 def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:
