@@ -26,10 +26,10 @@ from glassgpt.utils.files import (
     read_file,
     read_json,
     read_object,
-    write_atomic,
 )
 from glassgpt.utils.safe_pickle import read_pickle
 
+_EXPORTED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", TOKENIZER_CONFIG}
 EXPORT_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
@@ -118,27 +118,23 @@ def export_hf(
 def _filled(directory: Path) -> Iterator[Path]:
     """Yield a temporary directory whose files are moved to `directory` when they are complete, config.json last.
 
-    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory. A list
-    in it names the files while they are moved, so that the next export replaces those that a killed one left.
+    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory. The
+    temporary directory in it shows the next export that a killed one left files, which it replaces.
     """
     with explain_os_errors("write", directory):
-        exists = directory.is_dir()
-        inner, listing = directory / ".export", directory / ".export-files"
-        left = set(decoded(read_file(listing), str(listing)).split("\n")) if listing.is_file() else set()
+        exists, inner = directory.is_dir(), directory / ".export"
+        left = _EXPORTED if inner.is_dir() else set()
         present = {path.name: path for path in directory.iterdir()} if exists else {}
-        if present.keys() - left - {inner.name, f"{PARTIAL_PREFIX}{inner.name}", listing.name}:
+        if present.keys() - left - {inner.name, f"{PARTIAL_PREFIX}{inner.name}"}:
             raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
         for name in present.keys() & left:
             present[name].unlink()
     with atomic_directory(inner if exists else directory) as partial:
         yield partial
     if exists:
-        paths = sorted(inner.iterdir(), key=lambda path: path.name == "config.json")
-        write_atomic(listing, "\n".join(path.name for path in paths))
-        for path in paths:
+        for path in sorted(inner.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(directory / path.name)
         inner.rmdir()
-        listing.unlink()
 
 
 def _end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...] | None:
