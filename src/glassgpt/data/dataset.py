@@ -179,7 +179,7 @@ def open_dataset(directory: Path, log: Log | None = None, *, check: bool = True)
     if manifest is None:
         files, tokenizer, manifest = formats.open_token_files(directory)  # which compares them
     else:
-        verify_files(directory, manifest, log) if check else _require_complete(directory, manifest)
+        verify_files(directory, manifest, log) if check else _require_files(directory, manifest)
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
         shards = {split: manifest["splits"][split]["shards"] for split in SPLITS}
         files = {
@@ -212,7 +212,7 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     if manifest is None:
         return formats.open_token_files(directory)[2]
-    _require_complete(directory, manifest)
+    _require_files(directory, manifest)
     return manifest
 
 
@@ -285,7 +285,7 @@ def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
     return files
 
 
-def _require_complete(directory: Path, manifest: Mapping[str, Any]) -> None:
+def _require_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Raise `UserError` if a file is missing, or has a wrong size or (the tokenizer) another hash."""
     for name, (size, sha256) in files_of(manifest).items():
         path = directory / name
@@ -322,7 +322,7 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
 
 def verify_files(directory: Path, manifest: Mapping[str, Any], log: Log | None = None, force: bool = False) -> int:
     """Verify a prepared dataset as `verify` does."""
-    _require_complete(directory, manifest)
+    _require_files(directory, manifest)
     expected = {directory / name: sha256 for name, (_, sha256) in files_of(manifest).items()}
     total, done, progress = sum(path.stat().st_size for path in expected), 0, ProgressLine(log)
     for path, sha256 in expected.items():
