@@ -21,15 +21,13 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a case runs beside others, and its bits must not depend on them
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import torch  # noqa: F401  # here, so that the forked children need not import them
-import transformers  # noqa: F401
-
 import fuzz_harness
 
 
 def work(options: argparse.Namespace) -> int:
     """Run every `step`-th case, and print each outcome as a line of JSON."""
     kinds = [options.kind] if options.kind else list(fuzz_harness.KINDS)
+    fuzz_harness.import_all()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         files = fuzz_harness.make_files(Path(folder, "files"))
         for number in range(options.first, options.cases, options.step):

@@ -27,11 +27,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def english() -> str:
-    """Return about a million characters of English prose from the documentation bundled with Python."""
-    from glassgpt.data.builtin_texts import python_docs
+def python_docs() -> list[str]:
+    """Return the documentation bundled with Python, which takes seconds to read."""
+    from glassgpt.data import builtin_texts
 
-    return "\n\n".join(python_docs())
+    return builtin_texts.python_docs()
+
+
+@pytest.fixture(scope="session")
+def english(python_docs: list[str]) -> str:
+    """Return about a million characters of English prose."""
+    return "\n\n".join(python_docs)
 
 
 @pytest.fixture

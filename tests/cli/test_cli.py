@@ -569,8 +569,8 @@ def test_export_prints_the_folder_and_the_architecture(monkeypatch: Patch, tmp_p
     (tmp_path / "hf" / "tokenizer.json").touch()
     recorder = mock.create_autospec(glassgpt.interop.references.export, return_value="Llama")
     monkeypatch.setattr(glassgpt.interop.references, "export", recorder)
-    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0
-    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf")
+    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf"), "--dtype", "bfloat16"]) == 0
+    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf", "bfloat16")
     assert capsys.readouterr().out == f"{tmp_path / 'hf'}: Llama, for AutoModelForCausalLM and AutoTokenizer\n"
     assert "--out" in fails(capsys, "export", "runs/x")
 
@@ -769,6 +769,17 @@ def test_pipes_and_devices_are_neither_read_nor_waited_for(capsys: Capture, tmp_
     for path in (str(tmp_path / "pipe.toml"), "/dev/full", "/proc/x"):
         assert path in fails(capsys, "eval", "x", "--json", path)
         assert path in fails(capsys, "bench", "--json", path)
+
+
+@pytest.mark.linux
+def test_a_prompt_may_come_from_a_pipe_of_the_shell(fake_generate: FakeGenerate) -> None:
+    """As in `--prompt-file <(command)`, whose pipe may still be empty."""
+    recorder, (reader, writer) = fake_generate([("!", 0)]), os.pipe()
+    with subprocess.Popen(["sh", "-c", "sleep 0.1; printf Once"], stdout=writer):
+        os.close(writer)
+        assert main(["generate", "runs/x", "--prompt-file", f"/dev/fd/{reader}"]) == 0
+    os.close(reader)
+    assert recorder.call_args.args[2] == "Once"
 
 
 def test_a_name_with_control_characters_is_shown_escaped_on_one_line(capsys: Capture) -> None:

@@ -45,16 +45,14 @@ def test_a_flipped_bit_of_any_file_is_named_and_repaired(config: DataConfig) -> 
     directory = prepare(config)
     undamaged, draw = contents(directory), random.Random(0)
     for name in sorted(undamaged):
-        for _ in range(2):
-            offset, bit = draw.randrange(len(undamaged[name])), draw.randrange(8)
-            flip(directory / name, offset, bit)
-            with pytest.raises(UserError, match=str(directory)):
-                open_dataset(directory)
-            assert is_dataset(directory)
-            lines: list[str] = []
-            assert prepare(config, log=lines.append) == directory
-            assert contents(directory) == undamaged
-            assert any("damaged" in line for line in lines)
+        flip(directory / name, draw.randrange(len(undamaged[name])), draw.randrange(8))
+        with pytest.raises(UserError, match=str(directory)):
+            open_dataset(directory)
+        assert is_dataset(directory)
+        lines: list[str] = []
+        assert prepare(config, log=lines.append) == directory
+        assert contents(directory) == undamaged
+        assert any("damaged" in line for line in lines)
 
 
 def test_zeros_in_a_shard_are_found_by_every_use(config: DataConfig, tmp_path: Path) -> None:
@@ -102,7 +100,7 @@ def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> 
     del undamaged["checksum"]
     path.write_text(json.dumps(undamaged))
     assert open_dataset(directory).fingerprint == fingerprint
-    errors, chosen = [], random.Random(2).sample(list(edits(undamaged)), 120)
+    errors, chosen = [], random.Random(2).sample(list(edits(undamaged)), 40)
     for number, (place, wrong) in enumerate(chosen):
         path.write_text(json.dumps(edited(undamaged, place, wrong)))
         assert resolve(str(directory)) == PreparedDataset(directory.resolve())
@@ -111,7 +109,7 @@ def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> 
                 use(directory)
             except UserError as error:
                 errors.append(str(error))
-        if number % 20 == 0:
+        if number % 10 == 0:
             prepare(config, directory)  # which repairs it
             verify(directory)
             assert "checksum" in path.read_text()
@@ -193,20 +191,20 @@ def test_damage_of_an_unfinished_build_is_repaired(config: DataConfig, half_buil
     unfinished = contents(half_built)
     assert {"build.json", "duplicates.npz", "unit-00000.json", "tokenizer.json"} <= unfinished.keys()
     for name in sorted(name for name in unfinished if not name.endswith(".lock")):
-        for damage in draw.sample(["flip", "empty", "missing"], 2):
-            shutil.rmtree(half_built, ignore_errors=True)
-            half_built.mkdir()
-            for each, content in unfinished.items():
-                (half_built / each).write_bytes(content)
-            path = half_built / name
-            if damage == "flip":
-                flip(path, draw.randrange(len(unfinished[name])), draw.randrange(8))
-            elif damage == "empty":
-                path.write_bytes(b"")
-            else:
-                path.unlink()
-            assert contents(prepare(config, tmp_path / "out")) == expected, (name, damage)
-            shutil.rmtree(tmp_path / "out")
+        damage = draw.choice(["flip", "empty", "missing"])
+        shutil.rmtree(half_built, ignore_errors=True)
+        half_built.mkdir()
+        for each, content in unfinished.items():
+            (half_built / each).write_bytes(content)
+        path = half_built / name
+        if damage == "flip":
+            flip(path, draw.randrange(len(unfinished[name])), draw.randrange(8))
+        elif damage == "empty":
+            path.write_bytes(b"")
+        else:
+            path.unlink()
+        assert contents(prepare(config, tmp_path / "out")) == expected, (name, damage)
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_sealed_marks_of_shards_are_used_again(config: DataConfig, half_built: Path, tmp_path: Path) -> None:

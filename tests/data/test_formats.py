@@ -1,5 +1,6 @@
 """Token files of nanoGPT, build-nanogpt and llm.c open as datasets without conversion."""
 
+import functools
 import os
 import pickle
 from pathlib import Path
@@ -9,12 +10,20 @@ import numpy as np
 import pytest
 
 from glassgpt.config.schema import DataConfig
+from glassgpt.data import formats
 from glassgpt.data.dataset import TokenStream, open_dataset, verify
 from glassgpt.data.prepare import prepare
-from glassgpt.tokenizers.builtin import CharacterTokenizer
+from glassgpt.tokenizers.builtin import CharacterTokenizer, gpt2_tokenizer
 from glassgpt.utils.errors import UserError
 
+gpt2 = functools.cache(gpt2_tokenizer)
 TRAIN, VALIDATION = np.arange(1000, dtype=np.uint16) % 300, np.arange(120, dtype=np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def one_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build GPT-2's tokenizer once."""
+    monkeypatch.setattr(formats, "gpt2_tokenizer", gpt2)
 
 
 def nanogpt(folder: Path) -> None:

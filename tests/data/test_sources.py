@@ -228,11 +228,6 @@ def test_shakespeare_without_network_names_the_manual_steps(monkeypatch: pytest.
         Shakespeare().files()[0].fetch()
 
 
-@pytest.fixture(scope="module")
-def python_docs() -> list[str]:
-    return module.python_docs()
-
-
 def test_python_docs_are_written_to_the_cache_once(python_docs: list[str]) -> None:
     """The config's column and encoding do not apply to this source."""
     (file,) = PythonDocs().files()

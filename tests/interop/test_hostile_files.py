@@ -106,36 +106,25 @@ def test_two_tensors_of_one_name_are_refused(folder: Path) -> None:
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
-ABSURD: tuple[Any, ...] = (
-    0,
-    -1,
-    3,
-    65_536,
-    10**9,
-    10**18,
-    2.5,
-    1e30,
-    "12",
-    "12.0",
-    True,
-    [2],
-    {},
-    float("nan"),
-    10**400,
-)
+SIZES: dict[str, tuple[Any, ...]] = {
+    "n_layer": (-1, 10**9, 1e30),
+    "n_embd": (3, 10**18, True),
+    "vocab_size": (0, 10**400, [2]),
+    "n_positions": (2.5, "12"),
+    "n_inner": (65_536, {}),
+    "n_head": (0, float("nan")),
+}
 
 
-@pytest.mark.parametrize("key", ["n_layer", "n_embd", "vocab_size", "n_positions", "n_inner", "n_head"])
-@pytest.mark.parametrize("value", ABSURD, ids=lambda value: repr(value)[:12])
-def test_sizes_that_the_weights_do_not_have_are_refused(key: str, value: Any, folder: Path) -> None:
+@pytest.mark.parametrize("key", SIZES)
+def test_sizes_that_the_weights_do_not_have_are_refused(key: str, folder: Path) -> None:
     theirs = {"n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings"}
     theirs |= {"n_inner": "intermediate_size", "n_head": "num_attention_heads"}
-    is_llama = json.loads((folder / "config.json").read_text())["model_type"] == "llama"
-    change_json(folder / "config.json", **{theirs.get(key, key) if is_llama else key: value})
-    if key == "n_positions" and is_llama and type(value) is int and 0 < value < 10**8 and value is not True:
-        g.load(folder)  # no tensor depends on it
-        return
-    assert "model" in refusal(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for value in SIZES[key]:
+        name = theirs.get(key, key) if config["model_type"] == "llama" else key
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+        assert "model" in refusal(folder), value
 
 
 # --- ends of text -----------------------------------------------------------------------------------------------------

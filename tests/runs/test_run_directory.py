@@ -228,6 +228,15 @@ def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
         pass
 
 
+def test_a_run_that_could_not_be_locked_can_be_locked_once_it_is_mended(run: RunDirectory) -> None:
+    run.samples_path.mkdir()
+    with pytest.raises(UserError, match=r"samples\.md") as refused, run.locked():
+        pass
+    run.samples_path.rmdir()
+    with run.locked():
+        assert refused.value  # as a notebook keeps the last error, and with it all that it refers to
+
+
 def test_the_lock_of_another_process_ends_when_the_process_is_killed(run: RunDirectory) -> None:
     program = """if True:
         import sys

@@ -561,7 +561,7 @@ ADDED = with_added(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(text=st.lists(st.sampled_from([*PIECES, "é", "aé", "世é", "<x>"]) | st.text(max_size=3)).map("".join))
 @example("邵 é aé 世é")
 def test_added_tokens_are_encoded_and_decoded_as_by_the_library(text: str) -> None:
@@ -804,7 +804,7 @@ def test_transformers_has_the_same_ids_and_text(
     same()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["characters", "bytes", "bpe"])
 def test_any_ids_decode_to_the_same_text_after_export(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:

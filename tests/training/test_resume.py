@@ -644,19 +644,29 @@ def test_an_edited_setting_that_changes_the_results_is_refused(
     assert contents(run) == before
 
 
-def test_tokens_that_changed_on_disk_are_an_error(tmp_path: Path, text: Path) -> None:
-    config = tiny_config(text)
-    run = crash(config, tmp_path / "run", 7)
-    shard = prepare(config.data) / "train-00000-00000.bin"
+@pytest.mark.parametrize("has_text", [True, False])
+def test_tokens_that_changed_on_disk_are_never_used(tmp_path: Path, text: Path, has_text: bool) -> None:
+    """They are prepared again if the run has their text; otherwise they are an error."""
+    dataset = prepare(tiny_config(text).data, tmp_path / "dataset")
+    config = tiny_config(text if has_text else dataset, sample={"count": 0}, probe={"tokens": 0})
+    expected, run = train_uninterrupted(config, tmp_path / "expected"), crash(config, tmp_path / "run", 7)
+    loss, shard = evaluate(expected)["loss"], prepare(config.data) / "train-00000-00000.bin"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
-        resume(run, progress=Quiet())
-    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
-        train(config, tmp_path / "new", progress=Quiet())
-    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
-        evaluate(run)
+    uses: list[Callable[[], object]] = [
+        lambda: resume(run, progress=Quiet()),
+        lambda: train(config, tmp_path / "new", progress=Quiet()),
+        lambda: evaluate(expected)["loss"],
+    ]
+    for use in uses:
+        shard.write_bytes(content)
+        if has_text:
+            assert use() in (run, tmp_path / "new", loss)
+        else:
+            with pytest.raises(UserError, match=rf"{dataset}.*train-00000-00000\.bin"):
+                use()
+    if has_text:
+        assert differences(run, expected) == differences(tmp_path / "new", expected) == []
 
 
 def test_resume_prepares_a_removed_dataset_again(tmp_path: Path) -> None:

@@ -146,6 +146,19 @@ def test_a_checkpoint_outside_of_a_run_and_an_older_version_s_are_accepted(run: 
     train(config_of(tmp_path / "text.txt", init_from=str(copy), steps=1), tmp_path / "tuned", progress=Quiet())
 
 
+@pytest.mark.parametrize("name", ["environment.json", "logs.json"])
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_damaged_file_that_only_resuming_needs_does_not_stop_generation(
+    run: Path, name: str, content: str | None
+) -> None:
+    path = run / "checkpoints" / "000006" / name
+    path.unlink() if content is None else path.write_text(content)
+    load(path.parent)
+    assert find_checkpoint(run).path == path.parent
+    with pytest.raises(UserError, match=name):
+        open_checkpoint(path.parent)
+
+
 def test_a_run_of_version_0_2_resumes_without_a_warning(run: Path, finished_run: Path) -> None:
     as_version_0_2_wrote_it(run)
     environment = json.loads((run / "environment.json").read_text())

@@ -5,7 +5,6 @@ Unknown names, wrong types and numbers out of range are a `UserError`. The handl
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.interventions import Edit
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import json_text
+from glassgpt.utils.files import json_text, parse_json
 
 MAX_TOKENS = 1024
 MAX_SAMPLES = 8
@@ -75,10 +74,7 @@ def schema_of(handler: Callable[..., Any]) -> type[ModelRequest]:
 
 def parse_body(schema: type[R], body: bytes) -> R:
     """A request from a JSON body. Raises `UserError` for anything else."""
-    try:
-        values = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the body is not JSON in UTF-8: {error}") from None
+    values = parse_json(body, "the body")
     if not isinstance(values, Mapping):
         raise UserError("the body must be a JSON object")
     for name, value in values.items():

@@ -128,26 +128,26 @@ class Checkpoint:
             state = TrainingState.from_dict(values)
             if _STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
                 raise UserError(f"it is of step {state.step}; rename the checkpoint to {state.step:06d}")
-        own, run = self.environment, self.path.absolute().parent.parent
+        run = self.path.absolute().parent.parent
         try:
-            here = read_environment(run / ENVIRONMENT_FILE)
-        except UserError:  # outside of a run, or its file is damaged: there is nothing to compare with
+            own, here = (read_environment(each / ENVIRONMENT_FILE).get("run_id") for each in (self.path, run))
+        except UserError:  # of version 0.2, outside of a run, or damaged: there is nothing to compare
             return state
-        if own is not None and own.get("run_id") != here.get("run_id"):
+        if own != here:
             raise UserError(f"checkpoint {self.path} was saved by another run than {run}; move it out of there")
         return state
 
     @property
     def environment(self) -> dict[str, Any] | None:
         """The copy of the run's `environment.json`; None in a checkpoint of version 0.2."""
-        with self.reading(ENVIRONMENT_FILE):
-            return read_environment(self.path / ENVIRONMENT_FILE) if (self.path / ENVIRONMENT_FILE).exists() else None
+        path = self.path / ENVIRONMENT_FILE
+        return read_environment(path) if path.exists() else None
 
     @property
     def logs(self) -> dict[str, Any]:
         """The marks of the run's logs at this step by file name (`metrics.mark_of`); empty if version 0.2 wrote it."""
-        with self.reading(LOGS_FILE):
-            return read_object(self.path / LOGS_FILE) if (self.path / LOGS_FILE).exists() else {}
+        path = self.path / LOGS_FILE
+        return read_object(path) if path.exists() else {}
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
@@ -232,15 +232,15 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
     """Verify a checkpoint against its manifest and its place. Raises `UserError` with what is missing or altered.
 
-    Without `for_training` the optimizer's state, two thirds of the bytes, is not read. Raises `FileNotFoundError` if
-    the directory does not exist (any more).
+    Without `for_training` the files that only resuming needs are not verified; the optimizer's state is two thirds of
+    the bytes. Raises `FileNotFoundError` if the directory does not exist (any more).
     """
     checkpoint = Checkpoint(path)
     with checkpoint.reading("manifest.json"):
         sums = read_object(path / "manifest.json").get("sha256")
         if not isinstance(sums, dict) or not _FILES <= sums.keys() <= _FILES | {ENVIRONMENT_FILE, LOGS_FILE}:
             raise UserError("it does not name the files of a checkpoint")
-    for name in sums.keys() - ({OPTIMIZER_FILE} if not for_training else set()):
+    for name in sums.keys() if for_training else _FILES - {OPTIMIZER_FILE}:
         with checkpoint.reading(name):
             if sha256_of(path / name) != sums[name]:
                 own = path.parent.parent / name

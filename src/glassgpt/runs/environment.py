@@ -18,7 +18,7 @@ ENVIRONMENT_FILE = "environment.json"
 class _ReliedOn(StrictConfig):
     """The values that resuming uses. Those with a default are missing in runs of earlier versions."""
 
-    threads: Annotated[int, between(1, 1024)]
+    threads: Annotated[int, between(1, 4096)]
     data_fingerprint: str
     processes: PositiveCount[int] = 1
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"

@@ -38,13 +38,11 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl`, and hashes all of it, so that a checkpoint can record its `mark`."""
+    """Appends records to `metrics.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with explain_os_errors("write", path):
-            before = _content(path)
-            self._length, self._sha256 = len(before), hashlib.sha256(before)
             self.file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -53,13 +51,6 @@ class MetricsWriter:
         with explain_os_errors("write", self._path):
             self.file.write(line)
             self.file.flush()
-        self._length += len(line)
-        self._sha256.update(line)
-
-    @property
-    def mark(self) -> str:
-        """The `mark_of` the file."""
-        return f"{self._length}-{self._sha256.hexdigest()}"
 
     def sync(self) -> None:
         """Wait until all records are on the disk: a checkpoint relies on the records up to its step."""

@@ -26,7 +26,7 @@ import psutil
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.environment import read_environment
-from glassgpt.runs.metrics import EDITED_PREFIX, begins_as_marked, truncate_metrics, truncate_samples
+from glassgpt.runs.metrics import EDITED_PREFIX, begins_as_marked, mark_of, truncate_metrics, truncate_samples
 from glassgpt.utils.errors import UserError, nearby_path
 from glassgpt.utils.files import (
     PARTIAL_PREFIX,
@@ -124,18 +124,20 @@ class RunDirectory:
                 lock.acquire(timeout=wait)
             except filelock.Timeout:
                 raise UserError(f"another process is training in {self.path}; wait, or choose another --out") from None
-            for name in (*_FILES, f"{FAILURE_PREFIX}*"):  # by name: the folder may not be a run's
-                remove_partials(self.path, f"{name}.*")
-            self.open_files = [open(self.path / ".lock", "rb")]  # noqa: SIM115
-            if odd := [path for name in _FILES if (path := self.path / name).exists() and not path.is_file()]:
-                raise UserError(f"{odd[0]} is not a regular file; remove it, or restore it from a copy")
         try:
-            yield
+            with explain_os_errors("train in", self.path):
+                for name in (*_FILES, f"{FAILURE_PREFIX}*"):  # by name: the folder may not be a run's
+                    remove_partials(self.path, f"{name}.*")
+                if odd := [path for name in _FILES if (path := self.path / name).exists() and not path.is_file()]:
+                    raise UserError(f"{odd[0]} is not a regular file; remove it, or restore it from a copy")
+                lock_file = open(self.path / ".lock", "rb")  # noqa: SIM115
+            with lock_file:
+                self.open_files = [lock_file]
+                yield
         except OSError:
             self.require_in_place()  # otherwise, this is why
             raise
         finally:
-            self.open_files[0].close()
             lock.release()
 
     def require_in_place(self) -> None:
@@ -238,10 +240,13 @@ class RunDirectory:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": now}))
 
+    def mark_logs(self) -> dict[str, str]:
+        """The marks of the logs (`metrics.mark_of`), by which `changed_logs` notices later edits."""
+        return {path.name: mark_of(path) for path in (self.metrics_path, self.samples_path)}
+
     def changed_logs(self, marks: Mapping[str, Any]) -> list[Path]:
-        """The logs that do not begin any more as their marks say, which a checkpoint has (`metrics.mark_of`)."""
-        logs = (self.metrics_path, self.samples_path)
-        return [path for path in logs if path.name in marks and not begins_as_marked(path, marks[path.name])]
+        """The logs that do not begin any more as their marks say."""
+        return [path for name, mark in marks.items() if not begins_as_marked(path := self.path / name, mark)]
 
     def cut_back(self, step: int, *, repeats_evaluation: bool = False) -> list[Path]:
         """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written.

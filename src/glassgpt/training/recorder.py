@@ -14,7 +14,7 @@ from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import LOGS_FILE, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
 from glassgpt.runs.environment import ENVIRONMENT_FILE
-from glassgpt.runs.metrics import MetricsWriter, append_samples, mark_of
+from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory, State
 from glassgpt.training.loggers import Loggers, numbers_of
 from glassgpt.training.optim import lr_at
@@ -109,8 +109,7 @@ class Recorder:
             tokens_seen=state.tokens_seen,
             pending_evaluation=norms,
         )
-        marks = {"metrics.jsonl": self._metrics.mark, "samples.md": mark_of(self.run.samples_path)}
-        about_run = {ENVIRONMENT_FILE: self._environment, LOGS_FILE: marks}
+        about_run = {ENVIRONMENT_FILE: self._environment, LOGS_FILE: self.run.mark_logs()}
 
         def write() -> None:
             with self.run.writing():

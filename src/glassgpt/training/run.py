@@ -32,7 +32,7 @@ from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
-from glassgpt.utils.launcher import under_torchrun
+from glassgpt.utils.launcher import launcher_number, under_torchrun
 
 # Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
 SETTLING_SECONDS = 60.0
@@ -139,11 +139,8 @@ class _Job:
         if ranks.is_main:
             for log in run.changed_logs(checkpoint.logs if checkpoint is not None else {}):
                 progress.message(f"warning: {log} was edited, cut or removed since the checkpoint of step {state.step}")
-            step, repeats_evaluation = (
-                state.step if checkpoint is not None else -1,
-                state.pending_evaluation is not None,
-            )
-            for copy in run.cut_back(step, repeats_evaluation=repeats_evaluation):
+            step, is_pending = -1 if checkpoint is None else state.step, state.pending_evaluation is not None
+            for copy in run.cut_back(step, repeats_evaluation=is_pending):
                 progress.message(f"warning: a log of the run had other lines than its own; they are kept in {copy}")
             run.write_environment(before)
             run.write_config(config)
@@ -303,7 +300,7 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
     with explain_os_errors("read", run.path):
         if ranks.launch_id is None or not run.is_run:
             return False
-    status, restarts = run.read_status(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    status, restarts = run.read_status(), launcher_number("TORCHELASTIC_RESTART_COUNT")
     if not status and restarts:
         raise UserError(f"{run.status_path} is unreadable, so a restart looks like a new run; use --resume {run.path}")
     own = (socket.gethostname(), os.getpid())  # which began it in an earlier call

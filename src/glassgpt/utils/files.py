@@ -27,6 +27,7 @@ _KEPT_OF_NAME = 48  # characters that a partial file keeps, so that its name fit
 
 # Limits of files that are read whole (the largest of them are tokenizers), and of what is nested in JSON and TOML.
 MOST_BYTES, _DEEPEST = 1 << 28, 100
+_SHELL_PIPES = ("/dev/fd/", "/dev/stdin")  # of `<(command)` and `command |`: a process already writes to them
 _DEEP_KEY = re.compile(rf"^[\s\[]*(?:[\w-]+\s*\.\s*){{{_DEEPEST}}}", re.MULTILINE)
 
 _REASONS = {
@@ -101,8 +102,9 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 
 def read_file(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file. Raises `UserError` if it has more bytes or is not regular, and `OSError`."""
-    with open_regular(path) as file:
+    """The content of a regular file, or of a pipe of the shell's. Raises `UserError` for others and too many bytes."""
+    is_from_shell = str(path).startswith(_SHELL_PIPES) and Path(path).is_fifo()
+    with open(path, "rb") if is_from_shell else open_regular(path) as file:
         content = file.read(most + 1) or b""  # a file of the kernel that has nothing now gives None
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, too many for a file of its kind")
