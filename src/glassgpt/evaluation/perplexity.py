@@ -253,12 +253,9 @@ def evaluate(
     options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
-    figures = combine(measured, data)
-    if not math.isfinite(figures["loss"]):
-        raise nonfinite_error(model)
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
-        **figures,
+        **_finite(combine(measured, data), loaded.model),
         **loaded.provenance,
         "data": ", ".join(data.names),
         "data_fingerprint": data.fingerprint,
@@ -268,6 +265,13 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
+    """The figures. Raises `UserError` if the loss is not finite."""
+    if not math.isfinite(figures["loss"]):
+        raise nonfinite_error(model)
+    return figures
 
 
 def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:
