@@ -1,6 +1,7 @@
 """The package's layout: a small root, imports from lower layers only, no cycles, owners of third-party libraries."""
 
 import ast
+import functools
 import os
 import pickle
 import re
@@ -61,6 +62,7 @@ def modules() -> dict[str, ast.Module]:
 MODULES = modules()
 
 
+@functools.cache
 def imports(tree: ast.Module) -> set[str]:
     """Return a module's imports, also inside functions: `.x.y` for the package's own, top-level names for others."""
     imported = set()

@@ -302,6 +302,27 @@ def test_a_bad_row_is_an_error_or_skipped(tmp_path: Path, suffix: str, content: 
     assert counts.first_bad.startswith("line 3: ")
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"text": "a"},{"text": "b"}\n{"text": "c", "x": [1\n2]}',
+        '{"text": "a\nb"}',
+        '-Infinity,{"text": "a"}',
+        '{"text": "a"},-Infinity,{"text": "b"}\n{"text": "c"',
+    ],
+)
+def test_each_line_of_json_is_decoded_alone(tmp_path: Path, bad: str) -> None:
+    """Lines that are valid only together, or with the same number of values, are bad rows."""
+    counts = Counts()
+    path = saved(tmp_path, "a.jsonl", f'{{"text": "x", "y": -Infinity}}\n{bad}\n{{"text": "z"}}\n'.encode())
+    parts = list(read_documents(path, ReadingConfig(skip_bad=True), counts=counts))
+    assert [part.text for part in parts] == ["x", "z"]
+    assert counts.bad == len(bad.splitlines())
+    path.write_text(f'{{"text": "x"}}\n{bad}\n')
+    with pytest.raises(UserError, match="line 2"):
+        list(read_documents(path, PLAIN))
+
+
 def test_a_missing_key_names_the_keys_and_the_option(tmp_path: Path) -> None:
     """The error does not suggest --skip-bad, which would drop every row."""
     path = saved(tmp_path, "a.jsonl", b'{"prompt": "a", "id": 1}\n' * 3)

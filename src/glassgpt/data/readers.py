@@ -33,7 +33,9 @@ _TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its character
 _LONGEST_LINE = 1 << 28
 _LONGEST_HEADER = 1 << 16
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
-_decode_json = json.JSONDecoder().raw_decode
+# Stands between the lines of JSON that are decoded at once. As a constant of JSON, it has no other spelling.
+_BETWEEN, _MARK = "-Infinity", object()
+_decode_lines = json.JSONDecoder(parse_constant={_BETWEEN: _MARK}.get).decode
 _SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
@@ -95,8 +97,9 @@ def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, coun
     try:
         for file, (name, path) in enumerate(files):
             for batch in _file_batches(file, path, name, options, counts):
-                found = (len(_SPECIAL.findall(text)) for text in batch.texts if "<|" in text or "</s>" in text)
-                counts.special_tokens += sum(found)
+                # Looking for a single character first takes a tenth of the time.
+                tagged = (text for text in batch.texts if "<" in text and ("<|" in text or "</s>" in text))
+                counts.special_tokens += sum(len(_SPECIAL.findall(text)) for text in tagged)
                 if merged.texts and (size >= PART_CHARACTERS or not batch.starts):
                     yield merged
                     merged, size = Batch([], [], True), 0
@@ -226,12 +229,11 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[list[str
     """The text of each line that is not blank, in lists."""
     line, is_first = 1, True
     for block in _lines(pieces, name):
-        # Not splitlines: JSON strings may contain other line separators.
-        lines = block.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        rows = _plain_json_texts(lines, key)
+        rows = _plain_json_texts(block, key)
         if rows is None:
             rows = []
-            for number, content in enumerate(lines, line):
+            # Not splitlines: JSON strings may contain other line separators.
+            for number, content in enumerate(block.replace("\r\n", "\n").split("\n"), line):
                 if not content or content.isspace():
                     continue
                 if is_first and content.lstrip().startswith("["):
@@ -239,19 +241,23 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[list[str
                 is_first = False
                 rows.append(_json_text(content, f"line {number}", key))
         is_first = is_first and not rows
-        line += len(lines)
+        line += block.count("\n")
         yield rows
 
 
-def _plain_json_texts(lines: Sequence[str], key: str) -> list[str | BadRow] | None:
-    """The texts of lines of JSON, in a third of the time of `_json_text`; None if one line is not plain."""
+def _plain_json_texts(block: str, key: str) -> list[str | BadRow] | None:
+    """The texts of lines of JSON, decoded as one array in a quarter of the time; None if one line is not plain."""
+    content = block.removesuffix("\n")
+    if _BETWEEN in content:
+        return None
     try:
-        decoded = [_decode_json(content) for content in lines]
-        rows: list[str | BadRow] = [record[key] for record, _ in decoded]
+        values = _decode_lines("[" + content.replace("\n", f",{_BETWEEN},") + "]")
+        rows: list[str | BadRow] = [record[key] for record in values[::2]]
         "".join(cast(list[str], rows)).encode()  # raises an error for what is not text, or half a surrogate pair
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return rows if [end for _, end in decoded] == list(map(len, lines)) else None
+    # All marks are in this array, none within a value: each line is one value.
+    return rows if values[1::2] == [_MARK] * content.count("\n") else None
 
 
 def _json_text(content: str, place: str, key: str) -> str | BadRow:

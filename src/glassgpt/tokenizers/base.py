@@ -184,7 +184,7 @@ def encode_text(text: str) -> bytes:
 def encode_texts(texts: Iterable[str]) -> list[bytes]:
     """Return the UTF-8 of each text. Raises `UserError` for half a surrogate pair."""
     try:
-        return [text.encode() for text in texts]
+        return list(map(str.encode, texts))
     except UnicodeEncodeError as error:
         raise surrogate_error(error.object, error.start) from None
 
