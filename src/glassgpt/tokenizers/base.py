@@ -57,7 +57,7 @@ class Tokenizer(ABC):
         """This tokenizer for further parts of a text, without the space that some put before a text."""
         return self
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hash of the tokenizer's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
