@@ -259,7 +259,7 @@ def set_free_memory(count: float | None, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(memory_module, "available_memory", lambda device, swap=False: count and int(count))
 
 
-@given(st.integers(1, 200), st.floats(0, 300), st.floats(0, 30))
+@given(st.integers(1, 60), st.floats(0, 90), st.floats(0, 30))
 def test_the_largest_micro_batch_equals_an_exhaustive_search(share: int, free: float, gradients: float) -> None:
     """The search tries all even divisions.
 

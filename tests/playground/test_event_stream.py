@@ -185,10 +185,10 @@ def test_the_history_of_a_run_that_is_being_removed_is_not_an_error(
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     assert history(run)["config"] == ""
 
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(errno.EACCES, "denied", str(path))
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "denied", path)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match="cannot read"):
         read_text(run.config_path)
 

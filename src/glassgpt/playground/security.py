@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -79,15 +79,18 @@ def require_same_site(request: Request) -> None:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body of a request. Raises `HTTPException` if it has more than `MAX_BODY` bytes."""
+    """The body of a request. Raises `HTTPException` if it has more than `MAX_BODY` bytes, or ends too early."""
     body = bytearray()
     too_large = HTTPException(413, f"the body must be at most {MAX_BODY:,} bytes", {"connection": "close"})
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # h11 has checked that it is a number
         raise too_large
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection ended within the body") from None
     return bytes(body)
 
 
