@@ -59,7 +59,7 @@ class Tokenizer(ABC):
         """This tokenizer for further parts of a text, without the space that some put before a text."""
         return self
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hash of the tokenizer's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -190,7 +190,7 @@ def encode_text(text: str) -> bytes:
 def encode_texts(texts: Iterable[str]) -> list[bytes]:
     """Return the UTF-8 of each text. Raises `UserError` for half a surrogate pair."""
     try:
-        return [text.encode() for text in texts]
+        return list(map(str.encode, texts))
     except UnicodeEncodeError as error:
         raise surrogate_error(error.object, error.start) from None
 
