@@ -29,7 +29,6 @@ PART_CHARACTERS = 1 << 22
 """The longest text returned at once. Longer documents come in parts."""
 
 _TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its characters, in Python and NumPy
-
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
 _LONGEST_HEADER = 1 << 16
@@ -355,8 +354,7 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | Bad
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
         opened = partial(parquet.ParquetFile, path, pre_buffer=False, buffer_size=1 << 20)
         table = opened(page_checksum_verification=True)
-        schema = table.schema_arrow
-    kind = schema.field(_index_of(column, schema.names, name)).type
+    kind = table.schema_arrow.field(_index_of(column, table.schema_arrow.names, name)).type
     plain = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
         raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")
@@ -371,9 +369,11 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | Bad
                 # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
                 # process (std::terminate) when asked for the bytes of one column in some damaged files.
                 fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
+                safe = _LONGEST_LINE // max(1, metadata.total_byte_size)  # if the longest text is in every row
                 rows, wanted = min(max(1, fitting), 1024), {"row_groups": [group], "columns": [column]}
-                if rows * metadata.total_byte_size > _LONGEST_LINE:
-                    # A text that is once in the dictionary of the group may be in every row.
+                if safe >= 32:
+                    rows = min(rows, safe)
+                else:  # so few rows at once would be slow: see how long the texts in the group's dictionary are
                     for batch in itertools.islice(dictionaries.iter_batches(1, use_threads=False, **wanted), 1):
                         texts = getattr(batch.column(0), "dictionary", batch.column(0)).to_pylist()
                         rows = max(1, min(rows, _PARQUET_BATCH // max([1, *map(len, filter(None, texts))])))
@@ -383,8 +383,8 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | Bad
                         texts[i] = BadRow(f"row {row + i} (counted from 0)", f"{column!r} is null, not text")
                     yield texts
                     row += len(texts)
-        if row != (listed := table.metadata.num_rows):  # the footer has no checksum
-            raise UserError(f"{name} is damaged: it has {row:,} rows instead of {listed:,}; get it again")
+        if row != (count := table.metadata.num_rows):  # the footer has no checksum
+            raise UserError(f"{name} is damaged: it has {row:,} rows instead of {count:,}; get it again")
 
 
 @contextmanager
