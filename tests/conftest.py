@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +47,18 @@ def text(tmp_path: Path) -> Path:
     from kill_harness import write_text
 
     return write_text(tmp_path / "text.txt")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use one thread in tests of tiny models, which take twice the time with two."""
+    import torch
+
+    before = torch.get_num_threads()
+    if request.path.parent.name in ("generation", "interpretability", "model"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -150,11 +150,12 @@ def test_reading_a_plain_pickle_executes_nothing(value: object, tmp_path: Path) 
 
 
 def test_reading_a_plain_pickle_returns_plain_values(tmp_path: Path) -> None:
-    values = {"stoi": {"a": 0}, "itos": {0: "a"}, "vocab_size": 1, "list": [1.5, None, True, "é", (2,)]}
+    values = {"stoi": {"a": 0}, "itos": {0: "a"}, "vocab_size": 1, "list": [1.5, None, True, "é", [2]]}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "file.pkl").write_bytes(pickle.dumps(values, protocol))
         assert read_plain_pickle(tmp_path / "file.pkl") == values
-    for damaged in (b"", b"\x80\x04", b"no pickle"):
+    nested = b"\x80\x02})" + 60 * b"2\x86" + b"K\x01s."  # a key that takes years to hash
+    for damaged in (b"", b"\x80\x04", b"no pickle", nested):
         (tmp_path / "file.pkl").write_bytes(damaged)
         with pytest.raises(UserError, match=r"file\.pkl is"):
             read_plain_pickle(tmp_path / "file.pkl")

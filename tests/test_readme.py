@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(command: list[str], folder: Path, standard_input: str = "") -> str:
     """Run a command in `folder`; return its standard output, or fail with its errors."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command, cwd=folder, input=standard_input, capture_output=True, text=True, env=environment, encoding="utf-8"
     )

@@ -399,7 +399,7 @@ def read_back(dataset: Dataset) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "characters", "bytes"])
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     files=file_texts(),
     shard_tokens=st.sampled_from([16, 60, 10_000]),

@@ -302,6 +302,27 @@ def test_a_bad_row_is_an_error_or_skipped(tmp_path: Path, suffix: str, content: 
     assert counts.first_bad.startswith("line 3: ")
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"text": "a"},{"text": "b"}\n{"text": "c", "x": [1\n2]}',
+        '{"text": "a\nb"}',
+        '-Infinity,{"text": "a"}',
+        '{"text": "a"},-Infinity,{"text": "b"}\n{"text": "c"',
+    ],
+)
+def test_each_line_of_json_is_decoded_alone(tmp_path: Path, bad: str) -> None:
+    """Lines that are valid only together, or with the same number of values, are bad rows."""
+    counts = Counts()
+    path = saved(tmp_path, "a.jsonl", f'{{"text": "x", "y": -Infinity}}\n{bad}\n{{"text": "z"}}\n'.encode())
+    parts = list(read_documents(path, ReadingConfig(skip_bad=True), counts=counts))
+    assert [part.text for part in parts] == ["x", "z"]
+    assert counts.bad == len(bad.splitlines())
+    path.write_text(f'{{"text": "x"}}\n{bad}\n')
+    with pytest.raises(UserError, match="line 2"):
+        list(read_documents(path, PLAIN))
+
+
 def test_a_missing_key_names_the_keys_and_the_option(tmp_path: Path) -> None:
     """The error does not suggest --skip-bad, which would drop every row."""
     path = saved(tmp_path, "a.jsonl", b'{"prompt": "a", "id": 1}\n' * 3)
@@ -333,6 +354,19 @@ def test_a_null_in_parquet_is_an_error_or_skipped(tmp_path: Path) -> None:
     assert parts == [Part("a", 0, True), Part("b", 1, True), Part("d", 3, True)]
     assert counts.bad == 1
     assert "row 2 (counted from 0)" in counts.first_bad
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_text_that_parquet_has_once_for_many_rows_is_read_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType
+) -> None:
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 10_000)
+    monkeypatch.setattr(readers, "_PARQUET_BATCH", 4000)
+    texts = ["a", *["word " * 200] * 500]
+    path = saved(tmp_path, "a.parquet", parquet_of(pa.array(texts).cast(kind), 501))
+    blocks = list(readers._parquet_rows(path, "a.parquet", "text"))
+    assert list(itertools.chain(*blocks)) == texts
+    assert max(len(block) for block in blocks) == 4
 
 
 def test_only_entirely_blank_documents_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,8 +230,9 @@ def test_shakespeare_without_network_names_the_manual_steps(monkeypatch: pytest.
         Shakespeare().files()[0].fetch()
 
 
-def test_python_docs_are_written_to_the_cache_once(python_docs: list[str]) -> None:
+def test_python_docs_are_written_to_the_cache_once(python_docs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The config's column and encoding do not apply to this source."""
+    monkeypatch.setattr(module, "python_docs", lambda: python_docs)
     (file,) = PythonDocs().files()
     written = file.fetch().stat()
     assert [

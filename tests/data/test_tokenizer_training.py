@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from glassgpt.tokenizers.builtin import BPETokenizer, build_tokenizer, load_toke
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import format_bytes
-from kill_harness import Quiet, tiny_config
+from kill_harness import Quiet, fast_training, tiny_config
 
 TIES = " ".join(f"{a}{b}{a}" for a in "abcdefghijklmnopqrstuvwxyzéß日" for b in "0aZ_'") * 2
 
@@ -142,12 +142,13 @@ def test_errors_are_reported_before_training_starts(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(english: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(english: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Write 100,000 characters to text.txt, and a tokenizer with 700 ids trained on them to my.json."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(english[:100_000], encoding="utf-8", newline="")
     train_tokenizer(Corpus(str(folder / "text.txt")), 700, folder / "my.json")
-    return folder
+    with fast_training():
+        yield folder
 
 
 def config_on(source: Path, tokenizer: str) -> TrainConfig:

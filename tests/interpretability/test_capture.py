@@ -230,12 +230,32 @@ def test_later_tokens_do_not_overwrite_captured_values(window: int) -> None:
 
 @pytest.mark.parametrize(
     "analyze",
-    [attention_overview, partial(logit_lens, small()), partial(predictions, small())],
-    ids=["overview", "lens", "predictions"],
+    [
+        attention_overview,
+        partial(logit_lens, small()),
+        partial(predictions, small()),
+        lambda cache: cache.layers[1].pattern(head=0),
+        lambda cache: cache.layers[1].kernel_error(),
+        lambda cache: cache.residual_stream,
+    ],
+    ids=["overview", "lens", "predictions", "pattern", "kernel_error", "residual_stream"],
 )
 def test_results_before_a_forward_pass_are_refused(analyze: Callable[[ActivationCache], object]) -> None:
     with capture(small()) as cache, pytest.raises(UserError, match="no activations captured"):
         analyze(cache)
+
+
+def test_a_head_that_does_not_exist_is_refused() -> None:
+    model = small()
+    with capture(model) as cache:
+        model(token_ids())
+    layer = cache.layers[0]
+    for call in (layer.scores, layer.pattern, partial(layer.kernel_error, None), partial(layer.kernel_error, layer.v)):
+        for head in (-1, 4, 9):
+            with pytest.raises(UserError, match=f"no head {head}; valid: 0 to 3"):
+                call(head)
+    with pytest.raises(AttributeError, match="patern"):
+        layer.patern()  # type: ignore[attr-defined]
 
 
 def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:

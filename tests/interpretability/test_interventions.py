@@ -293,6 +293,8 @@ def test_invalid_edits_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             effects(model, ids, [edit], source)
         assert hooks_of(model) == 0
+    with pytest.raises(UserError, match=r"edits must be Sequence\[Edit\], got Edit"):
+        effects(model, ids, Edit("head", 0, 0))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"edits\.kind .*'head'.*'haed'"):
         Edit("haed", 0, 0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"edits\.by .*'zero' or 'mean' or 'patch'.*'nothing'"):

@@ -22,6 +22,7 @@ from glassgpt.interop.references import load_source
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
 from glassgpt.tokenizers.builtin import CharacterTokenizer
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
 TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -130,6 +131,14 @@ def test_initial_values_of_a_parameter_do_not_depend_on_the_other_layers() -> No
 
 
 # Positions
+
+
+def test_ids_that_are_no_whole_numbers_are_refused() -> None:
+    model = GPT.create(config(), seed=0)
+    for wrong in (torch.rand(1, 3), torch.ones(1, 3, dtype=torch.bool), torch.ones(3, dtype=torch.int64), [[1, 2]]):
+        with pytest.raises(UserError, match="ids must be"):
+            model(wrong)
+    assert torch.equal(model(torch.tensor([[1, 2]], dtype=torch.int32)), model(torch.tensor([[1, 2]])))
 
 
 def test_more_tokens_than_learned_positions_are_refused() -> None:

@@ -150,10 +150,16 @@ def test_the_page_loads_no_other_resources(run: Path) -> None:
     assert not re.search(r"url\(|@import", page.texts["style"][0])
 
 
-def test_damaged_lines_of_the_metrics_are_skipped_and_listed(run: Path) -> None:
+def test_damaged_lines_of_the_metrics_are_skipped_and_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = run / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace('{"step": 2,', "[2,") + '{"step": 7, "lo')
+    metrics.write_text(metrics.read_text() + '{"step": 7, "lo')  # incomplete: still being written
+    write_report(run)
+    assert capsys.readouterr().err == ""
+    metrics.write_text(metrics.read_text().replace('{"step": 2,', "[2,"))
     page = Page(write_report(run))
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert "<b>/metrics.jsonl has damaged lines" in warning
     assert page.charts["Loss (nats per token)"]["each step"]["x"] == [1, 3, 4, 5, 6]
     notice = page.texts["p"][0]
     assert notice.startswith("demo & <b>/metrics.jsonl")

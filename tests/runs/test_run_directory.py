@@ -237,6 +237,15 @@ def test_a_run_that_could_not_be_locked_can_be_locked_once_it_is_mended(run: Run
         assert refused.value  # as a notebook keeps the last error, and with it all that it refers to
 
 
+def test_an_error_in_a_run_that_was_moved_says_so(run: RunDirectory) -> None:
+    def move_and_write() -> None:
+        run.path.rename(run.path.with_name("elsewhere"))
+        run.config_path.write_text("")
+
+    with pytest.raises(UserError, match="moved"), run.locked():
+        move_and_write()
+
+
 def test_the_lock_of_another_process_ends_when_the_process_is_killed(run: RunDirectory) -> None:
     program = """if True:
         import sys

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -163,6 +164,21 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
             tokenizer.decode([0, wrong])
     with pytest.raises(UserError, match="not an id"):
         StreamDecoder(tokenizer).feed(tokenizer.vocab_size)
+
+
+@each_tokenizer
+def test_what_is_no_text_or_no_ids_is_refused(tokenizer: Tokenizer) -> None:
+    for text in (None, b"x", ["x"]):
+        with pytest.raises(UserError, match="text must be str"):
+            tokenizer.encode(text)  # type: ignore[arg-type]
+    wrong: list[Any] = ["ab", [1.5], ["1"], None, 1, np.array([1.5]), np.array([[1]]), torch.tensor([1.0])]
+    for ids in wrong:
+        with pytest.raises(UserError, match="ids must be"):
+            tokenizer.decode(ids)
+    expected = tokenizer.decode([1, 2])
+    rights: list[Any] = [np.array([1, 2], dtype=np.uint16), torch.tensor([1, 2]), iter([1, np.int32(2)])]
+    for right in rights:
+        assert tokenizer.decode(right) == expected
 
 
 @each_tokenizer

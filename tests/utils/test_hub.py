@@ -22,7 +22,8 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.hub import DatasetRepository, HubFile, HubUnreachableError, find_hub_id
 from hub_server import HubServer, Repository, hub
 
-NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+NEEDED.add("chat_template.jinja")
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
     config = ModelConfig(vocab_size=3, context_length=8, n_layer=1, n_head=1, n_embd=4)
     export_hf(g.GPT.create(config, 0), CharacterTokenizer("abc"), tmp_path / "tiny")
     files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
+    files["chat_template.jinja"] = b"{{ messages }}"
     assert files.keys() >= NEEDED
     more = {"tf_model.h5": b"for another program", "consolidated.safetensors": b"the same weights again"}
     with hub(

@@ -29,7 +29,7 @@ from glassgpt.data.shards import (
     is_intact,
 )
 from glassgpt.data.source_files import fetch_all
-from glassgpt.data.sources import Source, read_source, require_texts
+from glassgpt.data.sources import LocalFiles, Source, read_source, require_texts
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -74,9 +74,9 @@ class DatasetBuilder:
 
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
-        for each in self.sources:  # hashing gigabytes takes a while: first see whether they begin as text
-            require_texts(each, self.data)
-            next(read_source(each, self.data), None)
+        for local in (source for source in self.sources if isinstance(source, LocalFiles)):
+            require_texts(local, self.data)
+            next(read_source(local, self.data), None)  # hashing gigabytes takes a while: see whether they begin as text
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         settings = self.wanted.settings
@@ -84,7 +84,7 @@ class DatasetBuilder:
         try:
             manifest = earlier = None
             with suppress(UserError):  # complete, if an earlier build was killed while it moved it into place
-                manifest = earlier = read_manifest(self._work)
+                manifest = read_manifest(self._work)
             with suppress(UserError):
                 earlier = manifest or self._read_purpose()
             is_resumed = earlier is not None and _made_from(earlier) == _made_from(purpose)
@@ -132,7 +132,7 @@ class DatasetBuilder:
         if is_resumed:
             tokenizer = load_tokenizer(self._work / TOKENIZER)
             return work_units.make_plan(self._work, self.sources, self.data, tokenizer, self.log)
-        for names in (source.left_out for source in self.sources if source.left_out):
+        for names in filter(None, (source.left_out for source in self.sources)):
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             self.log(f"left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)

@@ -174,18 +174,18 @@ def open_dataset(directory: Path, log: Log | None = None, *, check: bool = True)
     Without `check`, for another process's verification or to look at a damaged dataset, files have only their sizes
     compared, and ids may be outside the vocabulary. Raises `UserError` as `load_manifest` and `verify` do.
     """
-    if check:
-        verify(directory, log)
-    manifest = load_manifest(directory)
-    splits, is_prepared = manifest["splits"], "format" in manifest
-    if is_prepared:
+    manifest = read_manifest(directory)
+    is_prepared = manifest is not None
+    if manifest is None:
+        files, tokenizer, manifest = formats.open_token_files(directory)  # which compares them
+    else:
+        verify_files(directory, manifest, log) if check else _require_files(directory, manifest)
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
+        shards = {split: manifest["splits"][split]["shards"] for split in SPLITS}
         files = {
-            split: [TokenFile(directory / each["name"], dtype, 0, each["tokens"]) for each in splits[split]["shards"]]
+            split: [TokenFile(directory / each["name"], dtype, 0, each["tokens"]) for each in shards[split]]
             for split in SPLITS
         }
-    else:
-        files, tokenizer = formats.open_token_files(directory)
     train, validation = (
         TokenStream(
             [file.open() for file in files[split]],
@@ -198,7 +198,7 @@ def open_dataset(directory: Path, log: Log | None = None, *, check: bool = True)
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
-        "shards": {split: [shard["sha256"] for shard in splits[split]["shards"]] for split in SPLITS},
+        "shards": {split: [shard["sha256"] for shard in manifest["splits"][split]["shards"]] for split in SPLITS},
     }
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Dataset(directory, files, train, validation, tokenizer, manifest, fingerprint)
@@ -211,13 +211,8 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(directory)
     if manifest is None:
-        if not find_token_files(directory):
-            advice = "create one: glassgpt prepare SOURCE --out DIR"
-            raise UserError(f"{directory} is not a dataset (it has no {MANIFEST} of one); {advice}")
-        return formats.external_manifest(directory)
-    with readable(directory):
-        if damage := find_damage(directory, manifest):
-            raise _damaged(directory, damage)
+        return formats.open_token_files(directory)[2]
+    _require_files(directory, manifest)
     return manifest
 
 
@@ -244,8 +239,10 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = _read(directory)
     except UserError as error:
         raise _damaged(directory, str(error).partition("; ")[0]) from None
-    if problem := _problem_of(manifest):
-        raise _damaged(directory, f"{problem} in {MANIFEST}")
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise _damaged(directory, f"{MANIFEST} has version {manifest.get('version')!r:.60} instead of {VERSION}")
+    if not _is_valid(manifest):
+        raise _damaged(directory, f"wrong or missing values in {MANIFEST}")
     return manifest
 
 
@@ -253,40 +250,29 @@ def _read(directory: Path) -> dict[str, Any]:
     return read_sealed(directory / MANIFEST, needs_checksum=False)  # datasets of 0.2 have none
 
 
-def _problem_of(manifest: Mapping[str, Any]) -> str | None:
-    """What keys, types or numbers a manifest lacks; None if all that is read from it is there and consistent."""
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        return f"version {manifest.get('version')!r} instead of {VERSION}"
-    match manifest:
-        case {
-            "source": {"name": str(), "identity": [{}, *_] as identities},
-            "request": {"source": str()},
-            "tokenizer": {"kind": str(), "vocab_size": int(), "sha256": str()},
-            "dtype": "uint16" | "uint32",
-            "splits": {"train": {"shards": [{}, *_]}, "validation": {"shards": [{}, *_]}} as splits,
-        } if all(isinstance(each, dict) for each in identities):
-            pass
-        case _:
-            return "wrong or missing values"
-    counts = {"special_tokens": 0, "web_pages": 0, **manifest}  # version 0.2 did not count these
-    if not all(_is_count(counts.get(key)) for key in SOURCE_COUNTS):
-        return "wrong or missing counts of the source"
-    for split in (splits[split] for split in SPLITS):
-        for shard in split["shards"]:
-            match shard:
-                case {"name": str(name), "sha256": str(), "index_sha256": str()} if is_shard_name(name, ".bin"):
-                    pass
-                case _:
-                    return "a shard without a valid name or hash"
-        for key in COUNTS:
-            of_shards = [shard.get(key) for shard in split["shards"]]
-            if not all(map(_is_count, of_shards)) or sum(of_shards) != split.get(key):
-                return f"wrong or missing numbers of {key}"
-    return None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
+def _is_valid(manifest: Mapping[str, Any]) -> bool:
+    """Whether all that is read from a manifest is there, has the right types, and is consistent."""
+    try:
+        splits = [manifest["splits"][split] for split in SPLITS]
+        shards = [shard for split in splits for shard in split["shards"]]
+        identities, tokenizer = manifest["source"]["identity"], manifest["tokenizer"]
+        texts = [manifest["source"]["name"], manifest["request"]["source"], tokenizer["kind"], tokenizer["sha256"]]
+        texts += [shard[key] for shard in shards for key in ("name", "sha256", "index_sha256")]
+        counts = {"special_tokens": 0, "web_pages": 0, **manifest}  # version 0.2 did not count these
+        numbers = [tokenizer["vocab_size"], *(counts[key] for key in SOURCE_COUNTS)]
+        numbers += [each[key] for each in (*splits, *shards) for key in COUNTS]
+        return (
+            manifest["dtype"] in DTYPES
+            and isinstance(identities, list)
+            and all(isinstance(each, dict) for each in identities)
+            and all(isinstance(text, str) for text in texts)
+            and all(is_shard_name(shard["name"], ".bin") for shard in shards)
+            and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
+            and all(split["shards"] for split in splits)
+            and all(split[key] == sum(each[key] for each in split["shards"]) for split in splits for key in COUNTS)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
@@ -299,17 +285,17 @@ def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
     return files
 
 
-def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
-    """Name the first file that is missing, or has a wrong size or (the tokenizer) another hash; None if all fit."""
+def _require_files(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a file is missing, or has a wrong size or (the tokenizer) another hash."""
     for name, (size, sha256) in files_of(manifest).items():
         path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if size is None and sha256_of(path) != sha256:
-            return f"{name} has changed"
-        if size is not None and path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+        with readable(directory):
+            if not path.is_file():
+                raise _damaged(directory, f"{name} is missing")
+            if size is None and sha256_of(path) != sha256:
+                raise _damaged(directory, f"{name} has changed")
+            if size is not None and path.stat().st_size != size:
+                raise _damaged(directory, f"{name} has {path.stat().st_size} bytes instead of {size}")
 
 
 class DamagedDatasetError(UserError):
@@ -328,9 +314,15 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
     Without `force`, a file is read once while its size, time and inode stay the same. Other projects' files have no
     recorded sha256: they are compared with what they were when first opened.
     """
-    manifest = load_manifest(directory)
-    if "format" not in manifest:
+    manifest = read_manifest(directory)
+    if manifest is None:
         return formats.verify_token_files(directory, force)
+    return verify_files(directory, manifest, log, force)
+
+
+def verify_files(directory: Path, manifest: Mapping[str, Any], log: Log | None = None, force: bool = False) -> int:
+    """Verify a prepared dataset as `verify` does."""
+    _require_files(directory, manifest)
     expected = {directory / name: sha256 for name, (_, sha256) in files_of(manifest).items()}
     total, done, progress = sum(path.stat().st_size for path in expected), 0, ProgressLine(log)
     for path, sha256 in expected.items():

@@ -96,19 +96,22 @@ def _own_kind(folder: Path, names: set[str], is_root: bool) -> str | None:
     return "a model" if is_model else None
 
 
-def is_below(name: str, pattern: str, *, partly: bool = False) -> bool:
-    """Whether a pattern matches a file's path, as `glob` does; `partly`: whether it may match one in this folder."""
+def is_below(name: str, pattern: str, *, partly: bool = False, hidden: tuple[str, ...] = (".",)) -> bool:
+    """Whether a pattern matches a file's path, as `glob` does; `partly`: whether it may match one in this folder.
+
+    Parts that begin as `hidden` match only a part of a pattern that does, too.
+    """
     wanted = pattern.split("/")
     wanted = [part for i, part in enumerate(wanted) if part != "**" or wanted[i - 1 : i] != ["**"]]
-    return _matches(name.split("/"), wanted, partly)
 
+    def match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+        if not parts or not wanted:
+            return not parts and (partly or not wanted)
+        is_visible = not parts[0].startswith(hidden)
+        if wanted[0] == "**":
+            rest = wanted[1:] or ["*"]  # a last `**` means every file below
+            return match(parts, rest) or (is_visible and match(parts[1:], wanted))
+        fits = fnmatchcase(parts[0], wanted[0]) and (is_visible or wanted[0].startswith(hidden))
+        return fits and match(parts[1:], wanted[1:])
 
-def _matches(parts: Sequence[str], wanted: Sequence[str], partly: bool) -> bool:
-    if not parts or not wanted:
-        return not parts and (partly or not wanted)
-    is_visible = not parts[0].startswith(".")
-    if wanted[0] == "**":
-        rest = wanted[1:] or ["*"]  # a last `**` means every file below
-        return _matches(parts, rest, partly) or (is_visible and _matches(parts[1:], wanted, partly))
-    fits = fnmatchcase(parts[0], wanted[0]) and (is_visible or wanted[0].startswith("."))
-    return fits and _matches(parts[1:], wanted[1:], partly)
+    return match(name.split("/"), wanted)

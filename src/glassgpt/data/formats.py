@@ -54,26 +54,41 @@ def project_of(file: TokenFile) -> str:
     return "llm.c" if file.offset else "nanoGPT"
 
 
-def open_token_files(directory: Path) -> tuple[dict[str, list[TokenFile]], Tokenizer]:
-    """Open the files of `find_token_files`, and load the tokenizer of the same directory; without one, GPT-2's.
+def open_token_files(directory: Path) -> tuple[dict[str, list[TokenFile]], Tokenizer, dict[str, Any]]:
+    """The files of each split, the tokenizer (the directory's own, otherwise GPT-2's) and a manifest as of `prepare`.
 
-    Raises `UserError` for a damaged or empty file, for differing types, and for Llama's tokens without a tokenizer.
+    All tokens are read the first time. Raises `UserError` if there are no files, for damaged, empty or mixed ones, for
+    ids outside the vocabulary, and for Llama's tokens without a tokenizer.
     """
-    tokenizer = _own_tokenizer(directory)
+    found, tokenizer = find_token_files(directory), _own_tokenizer(directory)
+    if not found:
+        raise UserError(f"{directory} is not a dataset; create one: glassgpt prepare SOURCE --out DIR")
     raw = "<u4" if tokenizer is not None and tokenizer.vocab_size > 1 << 16 else "<u2"
-    files = {split: [_open(path, raw) for path in paths] for split, paths in find_token_files(directory).items()}
-    dtypes: dict[str, str] = {}
-    for file in itertools.chain(*files.values()):
-        dtypes[file.dtype] = file.path.name
-        if not file.tokens:
-            raise UserError(f"{file.path} has no tokens; remove it, or create it again")
+    files = {split: [_open(path, raw) for path in paths] for split, paths in found.items()}
+    dtypes = {file.dtype: file.path.name for file in itertools.chain(*files.values())}
     if len(dtypes) > 1:
         names = ", ".join(f"{name} has tokens of type {dtype}" for dtype, name in dtypes.items())
         raise UserError(f"{directory} mixes two datasets: {names}")
     first = files["train"][0]
-    if tokenizer is None and first.offset and first.dtype == "<u4" and project_of(first) == "llm.c":
+    if tokenizer is None and first.dtype == "<u4" and project_of(first) == "llm.c":
         raise UserError(f"{first.path} has tokens of Llama 3; put its {TOKENIZER} in the same directory")
-    return files, tokenizer or gpt2_tokenizer()
+    tokenizer = tokenizer or gpt2_tokenizer()
+    splits: dict[str, Any] = {split: {"tokens": sum(file.tokens for file in files[split])} for split in SPLITS}
+    for split in SPLITS:
+        splits[split]["shards"] = shards = []
+        for file in files[split]:
+            if not file.tokens:
+                raise UserError(f"{file.path} has no tokens; remove it, or create it again")
+            scan = remembered(file.path, _SCAN, partial(_scan, file))
+            _require_ids(file, scan["largest"], scan["above_one"], tokenizer)
+            shards.append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
+    manifest = {
+        "source": {"name": directory.name},
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "dtype": np.dtype(first.dtype).name,
+        "splits": splits,
+    }
+    return files, tokenizer, manifest
 
 
 def _open(path: Path, raw: str) -> TokenFile:
@@ -130,27 +145,6 @@ def _own_tokenizer(directory: Path) -> Tokenizer | None:
         return vocabulary_tokenizer(texts)
     except UserError as error:
         raise UserError(f"cannot use {path}: {error}") from None
-
-
-def external_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of token files in the format of a prepared dataset's. All tokens are read the first time.
-
-    Raises `UserError` for damaged files, and for ids outside the vocabulary.
-    """
-    files, tokenizer = open_token_files(directory)
-    splits: dict[str, Any] = {split: {"tokens": 0, "shards": []} for split in SPLITS}
-    for split in SPLITS:
-        for file in files[split]:
-            scan = remembered(file.path, _SCAN, partial(_scan, file))
-            _require_ids(file, scan["largest"], scan["above_one"], tokenizer)
-            splits[split]["tokens"] += file.tokens
-            splits[split]["shards"].append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
-    return {
-        "source": {"name": directory.name},
-        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
-        "dtype": np.dtype(files["train"][0].dtype).name,
-        "splits": splits,
-    }
 
 
 def _require_ids(file: TokenFile, largest: Sequence[int], above_one: Sequence[int], tokenizer: Tokenizer) -> None:

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.folders import is_below
 from glassgpt.data.source_files import SourceFile
 from glassgpt.data.text_files import compression_of
 from glassgpt.utils.errors import UserError, did_you_mean
@@ -300,20 +300,8 @@ def format_of(name: str) -> str | None:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern matches a file's path: `*`, `?` and `[...]` within a part, `**` for any number of parts."""
-    parts, wanted = name.split("/"), pattern.split("/")
-    # Hidden parts match only a pattern that has as many.
-    hidden = [sum(part.startswith((".", "__")) for part in each) for each in (parts, wanted)]
-    return hidden[0] == hidden[1] and _parts_match(parts, wanted)
-
-
-def _parts_match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    if not wanted:
-        return not parts
-    if wanted[0] == "**":
-        rest = wanted[1:] or ["*"]  # a last `**` means every file below
-        return any(_parts_match(parts[skip:], rest) for skip in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
+    """Whether a pattern matches a file's path; names that begin with `__` are hidden, too."""
+    return is_below(name, pattern, hidden=(".", "__"))
 
 
 def folder_of(pattern: str) -> tuple[str, bool]:

@@ -19,7 +19,7 @@ from glassgpt.data.dataset import (
     is_dataset,
     load_manifest,
     read_manifest,
-    verify,
+    verify_files,
     was_prepared,
 )
 from glassgpt.data.shards import TOKENIZER, is_shard_name
@@ -63,16 +63,16 @@ def prepare(
     return wanted.directory
 
 
-def find_prepared(data: DataConfig, tokenizer: Tokenizer | None, check: bool = True) -> tuple[Path, bool]:
+def find_prepared(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Path, bool]:
     """The directory that `prepare` returns without `out`, and whether a dataset in it is of the text as it is now.
 
-    `check` as for `prepare`. Raises `UserError` for a source that does not exist.
+    The dataset is not verified. Raises `UserError` for a source that does not exist.
     """
     wanted = _request(data, None, tokenizer)
     if isinstance(wanted, Path):
         return wanted, True
     with suppress(UserError):  # of a folder without text
-        return wanted.directory, _is_up_to_date(wanted, check)
+        return wanted.directory, _is_up_to_date(wanted, check=False)
     return wanted.directory, False
 
 
@@ -113,13 +113,11 @@ def require_tokenizer(data: DataConfig) -> None:
     For callers who know that the user named it; a config cannot distinguish that from a default or a recipe's value.
     """
     for directory in (user_path(source) for source in data.sources if source):
-        if not is_dataset(directory):
-            continue
-        own, is_file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer) is not None
-        is_same = build_tokenizer(data.tokenizer).sha256 == own["sha256"] if is_file else own["kind"] == data.tokenizer
-        if not is_same:
+        if tokenizer_file(data.tokenizer) is not None or not is_dataset(directory):
+            continue  # `prepare` compares a file's content
+        if (own := load_manifest(directory)["tokenizer"]["kind"]) != data.tokenizer:
             advice = "leave the tokenizer out to use the dataset's, or name the text instead"
-            other = f"another tokenizer ({own['kind']}) than {data.tokenizer}"
+            other = f"another tokenizer ({own}) than {data.tokenizer}"
             raise UserError(f"dataset {directory} was prepared with {other}; {advice}")
 
 
@@ -145,7 +143,7 @@ def _is_up_to_date(wanted: Request, check: bool, log: Log = lambda line: None) -
         if len(identities) != len(wanted.sources) or not all(source.is_unchanged(each) for source, each in pairs):
             return False
         if check:
-            verify(wanted.directory, log)
+            verify_files(wanted.directory, manifest, log)
     except DamagedDatasetError as error:
         log(f"{str(error).splitlines()[0]}; it is prepared again")
         return False

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -33,7 +34,9 @@ _TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its character
 _LONGEST_LINE = 1 << 28
 _LONGEST_HEADER = 1 << 16
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
-_decode_json = json.JSONDecoder().raw_decode
+# Stands between the lines of JSON that are decoded at once. As a constant of JSON, it has no other spelling.
+_BETWEEN, _MARK = "-Infinity", object()
+_decode_lines = json.JSONDecoder(parse_constant={_BETWEEN: _MARK}.get).decode
 _SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
@@ -95,8 +98,9 @@ def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, coun
     try:
         for file, (name, path) in enumerate(files):
             for batch in _file_batches(file, path, name, options, counts):
-                found = (len(_SPECIAL.findall(text)) for text in batch.texts if "<|" in text or "</s>" in text)
-                counts.special_tokens += sum(found)
+                # Looking for a single character first takes a tenth of the time.
+                tagged = (text for text in batch.texts if "<" in text and ("<|" in text or "</s>" in text))
+                counts.special_tokens += sum(len(_SPECIAL.findall(text)) for text in tagged)
                 if merged.texts and (size >= PART_CHARACTERS or not batch.starts):
                     yield merged
                     merged, size = Batch([], [], True), 0
@@ -173,7 +177,8 @@ def _blocks(
         yield from _jsonl_rows(pieces, name, options.column)
     elif plain_name.endswith(_SEPARATED):
         delimiters = (options.delimiter or ("\t,;|" if plain_name.endswith(".tsv") else ",\t;|")).replace("\\t", "\t")
-        yield from _listed(_csv_rows(pieces, name, options.column, delimiters))
+        rows = _csv_rows(pieces, name, options.column, delimiters)
+        yield from iter(lambda: list(itertools.islice(rows, 64)), [])  # an error may come some rows earlier
     elif not plain_name.endswith(".parquet"):
         first = next(pieces, "")
         counts.web_pages += WEB_PAGE.match(first) is not None
@@ -184,13 +189,7 @@ def _blocks(
     elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
     else:
-        yield from _listed(_parquet_rows(path, name, options.column))
-
-
-def _listed(rows: Iterator[str | BadRow]) -> Iterator[list[str | BadRow]]:
-    """The rows in lists. An error may come some rows earlier."""
-    while block := list(itertools.islice(rows, 256)):
-        yield block
+        yield from _parquet_rows(path, name, options.column)
 
 
 def _lacks(column: str, columns: Sequence[str]) -> str:
@@ -226,12 +225,11 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[list[str
     """The text of each line that is not blank, in lists."""
     line, is_first = 1, True
     for block in _lines(pieces, name):
-        # Not splitlines: JSON strings may contain other line separators.
-        lines = block.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        rows = _plain_json_texts(lines, key)
+        rows = _plain_json_texts(block, key)
         if rows is None:
             rows = []
-            for number, content in enumerate(lines, line):
+            # Not splitlines: JSON strings may contain other line separators.
+            for number, content in enumerate(block.replace("\r\n", "\n").split("\n"), line):
                 if not content or content.isspace():
                     continue
                 if is_first and content.lstrip().startswith("["):
@@ -239,19 +237,23 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[list[str
                 is_first = False
                 rows.append(_json_text(content, f"line {number}", key))
         is_first = is_first and not rows
-        line += len(lines)
+        line += block.count("\n")
         yield rows
 
 
-def _plain_json_texts(lines: Sequence[str], key: str) -> list[str | BadRow] | None:
-    """The texts of lines of JSON, in a third of the time of `_json_text`; None if one line is not plain."""
+def _plain_json_texts(block: str, key: str) -> list[str | BadRow] | None:
+    """The texts of lines of JSON, decoded as one array in a quarter of the time; None if one line is not plain."""
+    content = block.removesuffix("\n")
+    if _BETWEEN in content:
+        return None
     try:
-        decoded = [_decode_json(content) for content in lines]
-        rows: list[str | BadRow] = [record[key] for record, _ in decoded]
+        values = _decode_lines("[" + content.replace("\n", f",{_BETWEEN},") + "]")
+        rows: list[str | BadRow] = [record[key] for record in values[::2]]
         "".join(cast(list[str], rows)).encode()  # raises an error for what is not text, or half a surrogate pair
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return rows if [end for _, end in decoded] == list(map(len, lines)) else None
+    # All marks are in this array, none within a value: each line is one value.
+    return rows if values[1::2] == [_MARK] * content.count("\n") else None
 
 
 def _json_text(content: str, place: str, key: str) -> str | BadRow:
@@ -338,8 +340,8 @@ def _has_doubtful_quotes(record: str, delimiter: str) -> bool:
     return record.count('"') % 2 == 1 or re.search(rf'\\"|"{re.escape(delimiter)}\s', record) is not None
 
 
-def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
-    """The text of each row. Raises `UserError` for a damaged file, and for a column that is missing or not text."""
+def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | BadRow]]:
+    """Texts of the rows, in lists. Raises `UserError` for a damaged file, or a column that is missing or not text."""
     try:
         from pyarrow import parquet, types
     except ImportError:
@@ -351,14 +353,15 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         require_text(head, name)  # names what it is
     with _explain_damage(name, "its footer"):
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
-        table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        opened = partial(parquet.ParquetFile, path, pre_buffer=False, buffer_size=1 << 20)
+        table = opened(page_checksum_verification=True)
         schema = table.schema_arrow
     kind = schema.field(_index_of(column, schema.names, name)).type
     plain = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
         raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")
     row = 0
-    with table:
+    with table, opened(read_dictionary=[column], metadata=table.metadata) as dictionaries:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
                 metadata = table.metadata.row_group(group)
@@ -368,14 +371,18 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
                 # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
                 # process (std::terminate) when asked for the bytes of one column in some damaged files.
                 fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
-                rows = min(max(1, fitting), 1024)
-                for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
-                    for text in batch.column(0).to_pylist():
-                        if text is None:
-                            yield BadRow(f"row {row} (counted from 0)", f"{column!r} is null, not text")
-                        else:
-                            yield text
-                        row += 1
+                rows, wanted = min(max(1, fitting), 1024), {"row_groups": [group], "columns": [column]}
+                if rows * metadata.total_byte_size > _LONGEST_LINE:
+                    # A text that is once in the dictionary of the group may be in every row.
+                    for batch in itertools.islice(dictionaries.iter_batches(1, use_threads=False, **wanted), 1):
+                        texts = getattr(batch.column(0), "dictionary", batch.column(0)).to_pylist()
+                        rows = max(1, min(rows, _PARQUET_BATCH // max([1, *map(len, filter(None, texts))])))
+                for batch in table.iter_batches(rows, use_threads=False, **wanted):
+                    texts = batch.column(0).to_pylist()
+                    for i in (i for i in range(len(texts) if None in texts else 0) if texts[i] is None):
+                        texts[i] = BadRow(f"row {row + i} (counted from 0)", f"{column!r} is null, not text")
+                    yield texts
+                    row += len(texts)
         if row != (listed := table.metadata.num_rows):  # the footer has no checksum
             raise UserError(f"{name} is damaged: it has {row:,} rows instead of {listed:,}; get it again")
 

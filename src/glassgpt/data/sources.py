@@ -179,13 +179,13 @@ def absolute_source(source: str) -> str:
     return str(resolved.directory) if isinstance(resolved, PreparedDataset) else resolved.location
 
 
-def require_texts(source: Source, options: ReadingConfig) -> None:
-    """Raise `UserError` that names up to three local files of a source that do not begin as text does."""
+def require_texts(source: LocalFiles, options: ReadingConfig) -> None:
+    """Raise `UserError` that names up to three files of a source that do not begin as text does."""
     reading, problems = source.reading or options, list[str]()
     for file in source.files():
         try:
-            if isinstance(file.origin, Path) and len(problems) < 3 and not file.name.lower().endswith(".parquet"):
-                next(read_text(file.origin, file.name, reading.encoding, reading.errors), None)
+            if len(problems) < 3 and not file.name.lower().endswith(".parquet"):
+                next(read_text(file.fetch(), file.name, reading.encoding, reading.errors), None)
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -117,9 +117,7 @@ def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
         yield text
         if not warned and len(text) >= _LONG_WORD and _ONE_WORD.fullmatch(text, len(text) - _LONG_WORD):
             warned = True
-            advice = (
-                "they are cut for training; separate what are words by spaces, or train with data.tokenizer 'bytes'"
-            )
+            advice = "they are cut for training; separate words by spaces, or train with data.tokenizer 'bytes'"
             log(f"the text has words of more than {_LONG_WORD:,} characters ({text[-20:]!r});\n{advice}")
         done += len(encode_text(text))
         left = format_duration(remaining.left(done))

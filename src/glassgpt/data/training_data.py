@@ -69,7 +69,7 @@ def open_training_data(
         return TrainingData(datasets, tuple(weights))
 
     if fingerprint is not None:
-        found = [find_prepared(part, tokenizer, check) for part in parts]
+        found = [find_prepared(part, tokenizer) for part in parts]
         with suppress(UserError):  # nothing is there, or it is damaged
             former = opened(directory for directory, _ in found)
             if former.fingerprint == fingerprint:

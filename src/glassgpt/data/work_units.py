@@ -118,11 +118,12 @@ def _first_documents(
 
 
 def all_texts(sources: Sequence[Source], reading: ReadingConfig, progress: ProgressLine) -> Iterator[str]:
-    """All text that the tokenizer must be able to encode."""
+    """All text that the tokenizer must be able to encode, many documents at a time."""
     counts = Counts()
     for source in sources:
-        for _, part in read_source(source, reading, counts):
-            yield part.text
+        files = ((file.name, file.fetch()) for file in source.files())
+        for batch in read_batches(files, source.reading or reading, counts):
+            yield "".join(batch.texts)
             progress.update("planning: reading the text for the tokenizer")
     if counts.documents > 1:
         yield SEPARATOR
@@ -244,16 +245,15 @@ def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -
         is_kept[: len(known)] = ~known
         number += len(texts)
         validation = np.zeros(len(texts), dtype=np.bool_)
-        kept_places = list(itertools.compress(places, is_kept))
+        kept_places = list(itertools.compress(places, is_kept.tolist()))
         if unit.split is None:
             validation[is_kept] = plan.are_validation(unit, kept, kept_places)
         elif unit.split == "validation":
             validation[:] = True
         kept += len(kept_places)
         for name, chosen in (("train", is_kept & ~validation), ("validation", is_kept & validation)):
-            if chosen.any():
-                own = list(itertools.compress(texts, chosen))
-                yield _Piece(name, own, list(itertools.compress(places, chosen)), True, added[name])
+            if own := list(itertools.compress(texts, chosen.tolist())):
+                yield _Piece(name, own, list(itertools.compress(places, chosen.tolist())), True, added[name])
                 added[name] += len(own)
         split = None if not is_kept[-1] else "validation" if validation[-1] else "train"
 

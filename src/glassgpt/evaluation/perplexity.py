@@ -122,9 +122,10 @@ def measure_stream(
                 nats = model(ids, next_ids, reduction="none").cpu().double().numpy()  # MPS has no float64
             measured.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
             measured.tokens_by_position[: targets.shape[1]] += targets.shape[0]
-            losses, before = nats.ravel(), inputs.ravel()
+            losses, before = nats.ravel(), inputs.flatten()
             if is_unmarked and starts is not None:
-                before = np.where(np.isin(np.arange(first, first + len(losses)), starts), -1, before)
+                begin, end = np.searchsorted(starts, (first, first + len(losses)))
+                before[starts[begin:end] - first] = -1
             sizes = tokenizer.text_bytes(targets.ravel(), before)
             is_text = tokenizer.is_text[targets.ravel()]
             measured.text_nats += float(losses[is_text].sum())

@@ -282,19 +282,34 @@ class Family:
                 result[theirs] = self._rotated(theirs, part, config)
         return result
 
-    def require_layers(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-        """Raise `UserError` unless the tensors have as many layers as the config."""
-        named, embedding = self._named(tensors), self._embedding
-        if embedding not in named:
-            raise self._missing(embedding, tensors)
+    def named_parameters(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters among a file's tensors, by full names: with the prefix if it was left out.
+
+        Raises `UserError` for tensors without plain data, and unless they have as many layers as the config.
+        """
+        tensors = plain_names(tensors)
+        for name, tensor in tensors.items():
+            is_plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+            if not is_plain or tensor.untyped_storage().nbytes() < tensor.nbytes:  # repeated by a stride of 0
+                raise UserError(f"the tensor {name!r} is sparse, nested, repeated or without data, not a plain array")
+        prefix = "" if any(name.startswith(self.prefix) for name in tensors) else self.prefix
+        named = {name if name.startswith("lm_head.") else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        is_buffer = re.compile(self.buffers).fullmatch
+        named = {name: tensor for name, tensor in named.items() if not is_buffer(name.removeprefix(self.prefix))}
+        if self._embedding not in named:
+            own = self._embedding.removeprefix(self.prefix)
+            other = next((name.removesuffix(own) for name in tensors if name.endswith(f".{own}")), "")
+            hint = f"; its names begin with {other!r}" if other not in ("", self.prefix) else ""
+            raise UserError(f"the tensor {self._embedding!r} of a {self.name} model is missing{hint}")
         number = re.compile(rf"{re.escape(self.prefix + self.layers)}\.(\d+)\.").match
         layers = len({match[1] for match in map(number, named) if match})
         if layers != config.n_layer:
             raise UserError(f"its config has {config.n_layer:,} layers, and its weights have {layers:,}")
+        return named
 
     def load_tensors(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:
-        """Fill a model's parameters. Raises `UserError`, and fills nothing, unless these are exactly its tensors."""
-        unused = self._named(tensors)
+        """Fill a model from `named_parameters`. Raises `UserError`, and fills nothing, unless these are exactly its."""
+        unused = dict(tensors)
         embedding = self._embedding
         head = unused.pop("lm_head.weight", None) if model.config.tied_head else None
         if head is not None and embedding in unused and not torch.equal(head, unused[embedding]):
@@ -304,7 +319,7 @@ class Family:
             for theirs, part in self._parts(name, parameter.detach(), model.config).items():
                 tensor = unused.pop(theirs, None)
                 if tensor is None:
-                    raise self._missing(theirs, tensors)
+                    raise UserError(f"the tensor {theirs!r} of a {self.name} model is missing")
                 if tensor.shape != part.shape or tensor.dtype not in _DTYPES:
                     expected = f"floating-point numbers of shape {tuple(part.shape)}"
                     raise UserError(f"the tensor {theirs!r} is {tensor.dtype} {tuple(tensor.shape)}, not {expected}")
@@ -317,25 +332,6 @@ class Family:
     @property
     def _embedding(self) -> str:
         return f"{self.prefix}{self.tensors['embedding']}.weight"
-
-    def _missing(self, theirs: str, tensors: Mapping[str, Tensor]) -> UserError:
-        """The error for a tensor that the file does not have, with an unknown prefix of its names."""
-        own = theirs.removeprefix(self.prefix)
-        prefix = next((name.removesuffix(own) for name in tensors if name.endswith(f".{own}")), "")
-        hint = f"; its names begin with {prefix!r}" if prefix not in ("", self.prefix) else ""
-        return UserError(f"the tensor {theirs!r} of a {self.name} model is missing{hint}")
-
-    def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters among a file's tensors, with the prefix if it was left out. Raises `UserError` for others."""
-        tensors = plain_names(tensors)
-        for name, tensor in tensors.items():
-            is_plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
-            if not is_plain or tensor.untyped_storage().nbytes() < tensor.nbytes:  # repeated by a stride of 0
-                raise UserError(f"the tensor {name!r} is sparse, nested, repeated or without data, not a plain array")
-        prefix = "" if any(name.startswith(self.prefix) for name in tensors) else self.prefix
-        named = {name if name.startswith("lm_head.") else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-        is_buffer = re.compile(self.buffers).fullmatch
-        return {name: tensor for name, tensor in named.items() if not is_buffer(name.removeprefix(self.prefix))}
 
 
 @dataclass(frozen=True)
@@ -357,12 +353,11 @@ class ExternalModel:
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors of all files by name, of as many layers as the config has. Raises `UserError`."""
+        """The parameters in all files by name, of as many layers as the config has. Raises `UserError`."""
         with explain_os_errors("read", self.path):
             tensors = self.read_tensors()
         with self._explained():
-            self.family.require_layers(self.model_config, tensors)
-        return tensors
+            return self.family.named_parameters(self.model_config, tensors)
 
     def load_model(self, model: GPT) -> None:
         """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""

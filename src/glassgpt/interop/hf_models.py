@@ -25,10 +25,11 @@ from glassgpt.utils.files import (
     explain_os_errors,
     read_file,
     read_json,
-    write_atomic,
+    read_object,
 )
 from glassgpt.utils.safe_pickle import read_pickle
 
+_EXPORTED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", TOKENIZER_CONFIG}
 EXPORT_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
@@ -42,7 +43,7 @@ def open_hf(path: Path) -> ExternalModel:
         if not file.is_file():
             raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
         _weight_files(path)
-    config = _json_object(file) if file.is_file() else _published_gpt2(path)
+    config = read_object(file) if file.is_file() else _published_gpt2(path)
     known, name = {family.model_type: family for family in FAMILIES}, str(config.get("model_type"))
     if name not in known:
         hint = did_you_mean(name, known)
@@ -76,7 +77,7 @@ def chat_template_in(folder: Path) -> Any:
     file, settings = folder / "chat_template.jinja", folder / TOKENIZER_CONFIG
     if file.is_file():
         return decoded(read_file(file), str(file))
-    return _json_object(settings).get("chat_template") if settings.is_file() else None
+    return read_object(settings).get("chat_template") if settings.is_file() else None
 
 
 def family_for(config: ModelConfig) -> Family:
@@ -108,7 +109,7 @@ def export_hf(
         if tokenizer is not None:
             export_tokenizer(tokenizer, partial, model.config.context_length)
             if chat_template is not None:
-                settings = _json_object(partial / TOKENIZER_CONFIG) | {"chat_template": chat_template}
+                settings = read_object(partial / TOKENIZER_CONFIG) | {"chat_template": chat_template}
                 (partial / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return family.name
 
@@ -117,45 +118,34 @@ def export_hf(
 def _filled(directory: Path) -> Iterator[Path]:
     """Yield a temporary directory whose files are moved to `directory` when they are complete, config.json last.
 
-    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory. A list
-    in it names the files while they are moved, so that the next export replaces those that a killed one left.
+    An existing directory is filled and not replaced: it may be a mount point, a link, or the current directory. The
+    temporary directory in it shows the next export that a killed one left files, which it replaces.
     """
     with explain_os_errors("write", directory):
-        exists = directory.is_dir()
-        inner, listing = directory / ".export", directory / ".export-files"
-        left = set(decoded(read_file(listing), str(listing)).split("\n")) if listing.is_file() else set()
+        exists, inner = directory.is_dir(), directory / ".export"
+        left = _EXPORTED if inner.is_dir() else set()
         present = {path.name: path for path in directory.iterdir()} if exists else {}
-        if present.keys() - left - {inner.name, f"{PARTIAL_PREFIX}{inner.name}", listing.name}:
+        if present.keys() - left - {inner.name, f"{PARTIAL_PREFIX}{inner.name}"}:
             raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
         for name in present.keys() & left:
             present[name].unlink()
     with atomic_directory(inner if exists else directory) as partial:
         yield partial
     if exists:
-        paths = sorted(inner.iterdir(), key=lambda path: path.name == "config.json")
-        write_atomic(listing, "\n".join(path.name for path in paths))
-        for path in paths:
+        for path in sorted(inner.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(directory / path.name)
         inner.rmdir()
-        listing.unlink()
 
 
 def _end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The ids that end a text, by transformers' order: generation_config.json if it exists, otherwise config.json."""
     file, ids = folder / "generation_config.json", list[Any]()
-    for settings in (config, _json_object(file)) if file.is_file() else (config,):
+    for settings in (config, read_object(file)) if file.is_file() else (config,):
         value = settings.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(i) is int for i in ids):
             raise UserError(f"eos_token_id must be a whole number or a list of them, got {value!r:.60}")
     return tuple(ids) or None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object")
-    return content
 
 
 def _published_gpt2(path: Path) -> dict[str, Any]:
@@ -178,7 +168,7 @@ def _weight_files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
         if index.is_file():
-            weight_map = _json_object(index).get("weight_map")
+            weight_map = read_object(index).get("weight_map")
             shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
             if not shards or any(Path(shard).name != shard for shard in shards):
                 raise UserError(f"{index} is damaged: its weight_map does not name files of the same folder")

@@ -16,7 +16,7 @@ Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,18 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class LayerActivations:
+class _Recorded:
+    """Its annotated attributes are set by a forward pass; to read one before that is a `UserError`."""
+
+    if not TYPE_CHECKING:  # mypy would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).__annotations__:
+                raise UserError("no activations captured yet; run the model inside `capture` first")
+            return self.__getattribute__(name)
+
+
+class LayerActivations(_Recorded):
     """What one block computed. The tensors are the model's own, detached: read them, do not change them."""
 
     resid_pre: Tensor  # the residual stream before the block (B, T, C)
@@ -99,11 +110,11 @@ class LayerActivations:
         x = at_least_float32(x)
         if head is None:
             return x
-        number = head * x.shape[1] // self.rot_q.shape[1]
-        return x[:, number : number + 1]
+        require_index("head", head, self.rot_q.shape[1])
+        return x[:, [head * x.shape[1] // self.rot_q.shape[1]]]
 
 
-class ActivationCache:
+class ActivationCache(_Recorded):
     """What the last forward pass inside a `capture` computed."""
 
     ids: Tensor  # token ids (B, T)
@@ -119,8 +130,7 @@ class ActivationCache:
 
     def require_pass(self) -> None:
         """Raise `UserError` unless a forward pass was captured."""
-        if "ln_final" not in vars(self):
-            raise UserError("no activations captured yet; run the model inside `capture` first")
+        _ = self.ln_final
 
 
 @check_arguments

@@ -25,6 +25,7 @@ from glassgpt.interpretability.capture import ActivationCache, LayerActivations,
 from glassgpt.model.attention import Span
 from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Block
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
@@ -72,6 +73,7 @@ class Edit(StrictConfig):
                 raise UserError("edit: the source text was captured in a model of another shape")
 
 
+@check_arguments
 @contextmanager
 def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = None) -> Iterator[None]:
     """Apply the edits to the forward passes inside. A `capture` in or around it sees edited values.
@@ -112,6 +114,7 @@ class Effects(NamedTuple):
         return self.after - self.before
 
 
+@check_arguments
 @torch.no_grad()
 def effects(
     model: GPT, ids: Tensor, edits: Sequence[Edit], source: ActivationCache | None = None, position: int | None = None

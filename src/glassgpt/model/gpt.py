@@ -187,10 +187,8 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache takes in these tokens."""
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
-            raise UserError(
-                "ids must be a tensor (B, T) of ids; for text: torch.tensor([tokenizer.encode(text).tolist()])"
-            )
+        if not (isinstance(ids, Tensor) and ids.dim() == 2 and ids.numel() and ids.dtype in (torch.int32, torch.int64)):
+            raise UserError("ids must be an int64 tensor (B, T); for text: torch.tensor(tokenizer.encode(text))[None]")
         start, limit = (0, self.limit) if cache is None else (cache.length, cache.limit)
         end = start + ids.shape[1]
         if limit is not None and end > limit:

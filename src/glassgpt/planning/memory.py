@@ -240,7 +240,7 @@ def largest_micro_batch(
         return need(config.override(micro_batch_size=size)) <= available
 
     share = config.sequences_per_process(processes)
-    if fits(share):  # alone in needing no gradients of an earlier micro-step
+    if fits(share):  # tried first: more micro-steps than one need memory for gradients in addition
         return share
     fitting = bisect.bisect_left(range(1, share), True, key=lambda size: not fits(size))
     return -(-share // -(-share // fitting)) if fitting else None  # a batch is divided evenly

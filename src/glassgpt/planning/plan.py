@@ -65,8 +65,6 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     `auto` and `here` are the best device of this machine. Raises `UserError` for an unknown device, one that lacks the
     precision, or GPUs that cannot share the batch evenly.
     """
-    if gpus < 1:
-        raise UserError(f"--gpus must be at least 1, got {gpus}")
     if config.cpu_offload:
         raise UserError("plan cannot estimate --cpu-offload; leave it out to see what fsdp needs without it")
     config, notes = with_vocabulary(config)

@@ -3,6 +3,7 @@
 It opens from the disk without a network. It only reads the runs' files, so it can be written at any time.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
         path = user_path("report.html" if out is None else out)
         _require_report(path)
     require_writable(path)
+    for name in (each.name for each in runs if each.damaged):
+        print(f"glassgpt: warning: {name}/metrics.jsonl has damaged lines; the report names them", file=sys.stderr)
     # JSON can contain a lone surrogate, which UTF-8 cannot.
     write_atomic(path, _render(runs).encode(errors="replace"))
     return path

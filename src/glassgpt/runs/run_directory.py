@@ -130,14 +130,14 @@ class RunDirectory:
                     remove_partials(self.path, f"{name}.*")
                 if odd := [path for name in _FILES if (path := self.path / name).exists() and not path.is_file()]:
                     raise UserError(f"{odd[0]} is not a regular file; remove it, or restore it from a copy")
-                lock_file = open(self.path / ".lock", "rb")  # noqa: SIM115
-            with lock_file:
-                self.open_files = [lock_file]
-                yield
+                self.open_files = [open(self.path / ".lock", "rb")]  # noqa: SIM115
+            yield
         except OSError:
             self.require_in_place()  # otherwise, this is why
             raise
         finally:
+            for file in self.open_files[:1]:
+                file.close()
             lock.release()
 
     def require_in_place(self) -> None:
@@ -153,7 +153,7 @@ class RunDirectory:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write inside: before, and if it fails, this raises as `require_in_place` does; a full disk ends the run."""
+        """Call `require_in_place` before a write, and again if it fails. Other errors of the disk say how to resume."""
         self.require_in_place()
         try:
             yield

@@ -11,11 +11,13 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import cached_property
+from operator import index
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 
 T = TypeVar("T", bound=Sized)
@@ -57,11 +59,12 @@ class Tokenizer(ABC):
         """This tokenizer for further parts of a text, without the space that some put before a text."""
         return self
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The hash of the tokenizer's file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @check_arguments
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
         return self.encode_documents([text])[0].astype(np.int64)
@@ -79,7 +82,10 @@ class Tokenizer(ABC):
         return b"".join([self._table[i] for i in self._valid(ids)])
 
     def _valid(self, ids: Iterable[int]) -> list[int]:
-        numbers: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
+        try:
+            numbers = list(map(index, ids.tolist() if isinstance(ids, np.ndarray) else ids))
+        except TypeError as error:
+            raise UserError(f"ids must be a sequence of whole numbers, as `encode` returns ({error})") from None
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
             wrong, last = next(i for i in numbers if not 0 <= i < self.vocab_size), self.vocab_size - 1
             raise UserError(f"{wrong} is not an id of this {self.kind} tokenizer; its ids are 0 to {last}")
@@ -184,7 +190,7 @@ def encode_text(text: str) -> bytes:
 def encode_texts(texts: Iterable[str]) -> list[bytes]:
     """Return the UTF-8 of each text. Raises `UserError` for half a surrogate pair."""
     try:
-        return [text.encode() for text in texts]
+        return list(map(str.encode, texts))
     except UnicodeEncodeError as error:
         raise surrogate_error(error.object, error.start) from None
 

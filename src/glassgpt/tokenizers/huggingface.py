@@ -253,7 +253,7 @@ class HFTokenizer(FileTokenizer):
 def _symbol_bytes(name: str) -> bytes:
     """Return a token's bytes as the library does: those of its symbols, if it has no other characters."""
     try:
-        return bytes([BYTE_OF[symbol] for symbol in name])
+        return bytes(map(BYTE_OF.__getitem__, name))
     except KeyError:
         return name.encode()
 

@@ -141,7 +141,7 @@ class _Job:
                 progress.message(f"warning: {log} was edited, cut or removed since the checkpoint of step {state.step}")
             step, is_pending = -1 if checkpoint is None else state.step, state.pending_evaluation is not None
             for copy in run.cut_back(step, repeats_evaluation=is_pending):
-                progress.message(f"warning: a log of the run had other lines than its own; they are kept in {copy}")
+                progress.message(f"warning: a log had lines that training did not write; its copy with them is {copy}")
             run.write_environment(before)
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)

@@ -63,13 +63,16 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """Read a pickle of plain values. Raises `UserError` for one that needs a class or function, or is damaged."""
+    """Read a pickle of plain values, without tuples. Raises `UserError` for one with a class or function, or damage."""
     with readable(path):
         content = read_file(path)
     try:
-        # Python takes memory for all numbers up to that of a stored value.
-        if any("PUT" in code.name and int(at or 0) > len(content) for code, at, _ in pickletools.genops(content)):
-            raise ValueError("it numbers values beyond its length")
+        for code, value, _ in pickletools.genops(content):
+            if code.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+                break  # refused below
+            # Python takes memory for all numbers up to that of a stored value, and years to hash nested tuples.
+            if "TUPLE" in code.name or ("PUT" in code.name and int(value or 0) > len(content)):
+                raise ValueError("it has a tuple, or numbers values beyond its length")
         return _PlainUnpickler(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {error}") from None
