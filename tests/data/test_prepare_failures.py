@@ -244,6 +244,9 @@ BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
+FOUND_FIRST = ("truncated gzip", "not utf-8")  # at the beginning of a file, all of which are read before any work
+
+
 @pytest.mark.parametrize(
     ("problem", "workers"), [*((problem, 1) for problem in BAD_INPUTS), ("damaged parquet", 2), ("not utf-8", 2)]
 )
@@ -262,8 +265,19 @@ def test_bad_input_is_named_and_finished_files_are_kept(
     assert len(printed.err.splitlines()) <= 2
     kept = list((out.parent / ".partial-out").glob("train-*.json"))
     assert bool(kept) == (KEPT in printed.out)
-    assert kept or workers == 2
+    assert bool(kept) != (problem in FOUND_FIRST) or workers == 2
     assert not out.exists()
+
+
+def test_files_that_are_not_text_are_named_before_any_is_hashed(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glassgpt.data.sources.sha256_of", mock.Mock(side_effect=AssertionError))
+    for name in ("e.txt", "f.md", "g.txt", "h.txt"):
+        (texts / name).write_bytes(b"%PDF-1.4\n")
+    with pytest.raises(UserError) as caught:
+        prepare(DataConfig(source=str(texts)), tmp_path / "out")
+    assert re.findall(r"^\w\.\w+", str(caught.value), re.MULTILINE) == ["e.txt", "f.md", "g.txt"]
 
 
 def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -448,7 +462,7 @@ def test_shards_of_one_token_are_the_same_with_more_workers_than_work_units(tmp_
     assert {path.stat().st_size for path in (tmp_path / "one").glob("*.bin")} == {2}
 
 
-@pytest.mark.parametrize(("content", "message"), [("x", "no text left for training"), ("", "has no text")])
+@pytest.mark.parametrize(("content", "message"), [("x", "too short: no text left for training"), ("", "has no text")])
 def test_too_little_text_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:

@@ -161,6 +161,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
         ("text.txt/below", "there is no file, folder or registered source"),
         ("", "no text: use --data"),
         ("x" * 5000, "File name too long"),
+        ("dangling.txt", r"dangling\.txt is a link to nowhere, which"),
         ("socket", "neither a regular file nor a folder"),
         ("https://example.org/a.txt?raw=true", r"URL.*curl -LO 'https://example\.org/a\.txt\?raw=true'"),
     ],
@@ -168,6 +169,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
 def test_an_invalid_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("text")
+    Path("dangling.txt").symlink_to("nowhere")
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind("socket")
         with pytest.raises(UserError, match=message) as caught:

@@ -162,6 +162,7 @@ def test_references_that_name_no_checkpoint_are_errors(run: Path, tmp_path: Path
         f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",
+        f"{tmp_path}": f"name a run in it, such as {tmp_path}/begun",
         f"{tmp_path}/begun": "has no checkpoint yet",
         f"{run}/config.toml": "is not a model",
     }

@@ -11,7 +11,7 @@ from glassgpt.utils.errors import UserError, did_you_mean, is_out_of_memory, nea
 
 def test_a_near_name_is_suggested() -> None:
     assert did_you_mean("steps", ["step", "seed"]) == "; did you mean 'step'?"
-    assert did_you_mean("xyz", ["step", "seed"]) == ""
+    assert did_you_mean("xyz", ["step", "seed"]) == did_you_mean("step", ["step", "seed"]) == ""
 
 
 def test_a_near_path_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,8 @@ def test_a_near_path_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected |= {f"{tmp_path}/runs/dem": f"{tmp_path}/runs/demo"}
     assert {name: nearby_path(name) for name in expected} == expected
     Path("one.txt").touch()
-    wrong = ("acme/tiny", "runs/other", "text.txt/x", "nothing", "nofile.txt", "two.txt", "x" * 300, "\0")
+    Path("dangling").symlink_to("nowhere")
+    wrong = ("dangling", "acme/tiny", "runs/other", "text.txt/x", "nothing", "nofile.txt", "two.txt", "x" * 300, "\0")
     assert [name for name in wrong if nearby_path(name) is not None] == []
 
 

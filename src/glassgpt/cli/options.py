@@ -165,7 +165,10 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     if unexpected:
         first = unexpected[0]
         if first.startswith("-"):
-            nearest = did_you_mean(first.partition("=")[0], _option_names(options))
+            names = list(_option_names(options))
+            if first in names:
+                return f"{shown(first)} is an option, but after -- everything is a name; write it before --"
+            nearest = did_you_mean(first.partition("=")[0], names)
             return f"unknown option {shown(first)}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {shown(first)}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
@@ -179,7 +182,7 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
         nearest = did_you_mean(event.value, event.choices)
         return f"{name}must be one of {', '.join(map(repr, event.choices))}, got {shown(event.value)}{nearest}"
     if isinstance(event, parse_errors.BadValue):
-        no_value = "a value is missing (one that begins with - needs an equals sign, as in --prompt=-x)"
+        no_value = "a value is missing (one that begins with - is written as --prompt=-x, and a file's name as ./-x)"
         return f"{name}{no_value if event.offending_value is None else 'takes no value'}"
     return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
 

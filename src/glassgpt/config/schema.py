@@ -107,8 +107,9 @@ class DataConfig(TextConfig, StrictConfig):
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
         self.require("tokenizer", known, valid, hint=did_you_mean(self.tokenizer, TOKENIZERS))
-        are_valid = all("\0" not in name and 0 < weight <= 1e15 for name, weight in self.mixture.items())
-        self.require("mixture", are_valid, "sources without NUL characters, with weights above 0 and at most 1e15")
+        are_valid = all(0 < weight <= 1e15 for weight in self.mixture.values())
+        self.require("mixture", are_valid, "sources with weights above 0 and at most 1e15")
+        self.require("mixture", not any("\0" in name for name in self.mixture), "sources without NUL characters")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
         if self.validation_source is not None and self.validation != "fraction":

@@ -29,7 +29,7 @@ from glassgpt.data.shards import (
     is_intact,
 )
 from glassgpt.data.source_files import fetch_all
-from glassgpt.data.sources import LocalFiles, Source, read_source
+from glassgpt.data.sources import LocalFiles, Source, read_source, require_texts
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -75,6 +75,7 @@ class DatasetBuilder:
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
         for local in (source for source in self.sources if isinstance(source, LocalFiles)):
+            require_texts(local, self.data)
             next(read_source(local, self.data), None)  # hashing gigabytes takes a while: see whether they begin as text
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
@@ -206,7 +207,7 @@ class DatasetBuilder:
         is_first_shard, name = self.data.validation == "first_shard", self.sources[0].location
         if not shards["train"]:
             hint = "lower data.shard_tokens, or set data.validation = fraction" if is_first_shard else "use more text"
-            return f"{name} has no text left for training after the validation split; {hint}"
+            return f"{name} is too short: no text left for training after the validation split of every dataset; {hint}"
         if not shards["validation"]:
             hint = "raise data.validation_fraction, or set data.validation_source"
             return f"{self.sources[-1].location} has no document left for validation; {hint}"

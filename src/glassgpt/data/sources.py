@@ -14,6 +14,7 @@ from glassgpt.data.folders import FolderFiles, find_files, is_below
 from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
 from glassgpt.data.readers import SUFFIXES, Counts, Part, read_documents
 from glassgpt.data.source_files import SourceFile
+from glassgpt.data.text_files import read_text
 from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
 from glassgpt.utils.files import readable, sha256_of, user_path
 
@@ -153,6 +154,8 @@ def resolve(source: str) -> Source | PreparedDataset:
         return LocalFiles(path.resolve())
     elif path.exists():
         problem = f"{source} is neither a regular file nor a folder"
+    elif path.is_symlink():
+        problem = f"{source} is a link to {path.readlink()}, which does not exist; mend the link"
     elif "://" in source:
         problem = (
             f"{source[:200]} is a URL, not a file; download it and name the file: curl -LO {shlex.quote(source[:200])}"
@@ -174,6 +177,19 @@ def absolute_source(source: str) -> str:
     """The source by a name that is valid in any working directory. Raises `UserError` as `resolve` does."""
     resolved = resolve(source)
     return str(resolved.directory) if isinstance(resolved, PreparedDataset) else resolved.location
+
+
+def require_texts(source: LocalFiles, options: ReadingConfig) -> None:
+    """Raise `UserError` that names up to three files of a source that do not begin as text does."""
+    reading, problems = source.reading or options, list[str]()
+    for file in source.files():
+        try:
+            if len(problems) < 3 and not file.name.lower().endswith(".parquet"):
+                next(read_text(file.fetch(), file.name, reading.encoding, reading.errors), None)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(";\n".join(dict.fromkeys(problems)))
 
 
 def read_source(source: Source, options: ReadingConfig, counts: Counts | None = None) -> Iterator[tuple[int, Part]]:

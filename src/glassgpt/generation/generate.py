@@ -231,7 +231,7 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: Prompt | None) -
     """
     if tokenizer is None:
         if prompt is None or isinstance(prompt, str):
-            raise UserError("this model has no tokenizer; pass the prompt as token ids")
+            raise UserError("this model has no tokenizer; put its tokenizer.json there (in Python: or pass token ids)")
     elif prompt is None:
         prompt = default_prompt(tokenizer)
     elif isinstance(prompt, str):
@@ -243,7 +243,7 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: Prompt | None) -
     except (TypeError, ValueError, RuntimeError):
         raise wrong from None
     if ids.numel() == 0:
-        raise UserError("the prompt is empty; the model needs at least one token to continue")
+        raise UserError("the prompt is empty; leave it (--prompt) out to begin a new document")
     if ids.is_floating_point() or ids.numel() != max(ids.shape, default=1):
         raise wrong
     ids = ids.to(torch.int64).flatten()

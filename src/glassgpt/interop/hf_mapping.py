@@ -124,7 +124,9 @@ def _with_windows(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig
             raise _unsupported(key, value)
     if types is None:
         types = [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
-    known = isinstance(types, list) and len(types) == config.n_layer and all(t in (_SLIDING, _FULL) for t in types)
+    if isinstance(types, list) and len(types) != config.n_layer:
+        raise UserError(f"layer_types has {len(types)} entries, but the model {config.n_layer} layers; make them equal")
+    known = isinstance(types, list) and all(t in (_SLIDING, _FULL) for t in types)
     if not known or (_SLIDING in types and window is None):
         raise _unsupported("layer_types", types)
     if window is None or _SLIDING not in types:

@@ -106,7 +106,9 @@ def _require_checkpoints(name: str) -> Path:
     if (run / "config.toml").is_file():
         resume = f"{program()} train --resume {shlex.quote(str(run))}"
         raise UserError(f"{run} has no checkpoint yet; continue its training with: {resume}")
-    raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
+    runs = sorted(config.parent for config in run.glob("*/config.toml"))
+    hint = f"; name a run in it, such as {runs[0]}" if runs else ""
+    raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory{hint}")
 
 
 def _best_step(directory: Path) -> int:

@@ -149,7 +149,7 @@ class RunDirectory:
                 is_in_place = False
             if not is_in_place:
                 what = f"the run {self.path} (or {file.name}) was moved, removed or replaced during training"
-                raise UserError(f"{what}; nothing more is written there. Resume it from where it is now: --resume DIR")
+                raise UserError(f"{what}; nothing more is written. Moved: --resume its new place; removed: start over")
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ def _safe_line(line: str) -> str:
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` with the nearest valid name, or an empty string if none is near."""
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6) if len(name) < 200 else []
+    nearest = difflib.get_close_matches(name, {*valid} - {name}, n=1, cutoff=0.6) if len(name) < 200 else []
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
@@ -73,7 +73,7 @@ def _nearest_path(path: Path) -> str | None:
         if (nearest / part).exists():
             nearest /= part
             continue
-        names = os.listdir(nearest)
+        names = [name for name in os.listdir(nearest) if name != part]  # itself: a link to nothing
         stems = difflib.get_close_matches(Path(part).stem, {Path(name).stem for name in names}, n=3, cutoff=0.7)
         names = [name for name in names if Path(name).stem in stems]  # names must be alike without `.txt` as well
         close = difflib.get_close_matches(part, names, n=1, cutoff=0.7)
