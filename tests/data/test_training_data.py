@@ -68,9 +68,8 @@ def test_a_mixture_uses_the_tokenizer_of_a_prepared_dataset() -> None:
     assert with_own_tokenizer(mixed, training_data, lines.append).tokenizer == f"{dataset}/tokenizer.json"
     assert "own tokenizer" in lines[0]
     open_training_data(dataclasses.replace(mixed, tokenizer="one.json"), None, quiet)
-    for name in ("two.json", "gpt2"):
-        with pytest.raises(UserError, match="another tokenizer"):
-            require_tokenizer(dataclasses.replace(mixed, tokenizer=name))
+    with pytest.raises(UserError, match="another tokenizer"):
+        require_tokenizer(dataclasses.replace(mixed, tokenizer="gpt2"))
     with pytest.raises(UserError, match="another tokenizer"):
         open_training_data(dataclasses.replace(mixed, tokenizer="two.json"), None, quiet)
 
