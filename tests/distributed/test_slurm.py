@@ -130,6 +130,7 @@ def wait_until(condition: Callable[[], bool], job: "subprocess.Popen[str]", limi
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_saves_is_requeued_and_finishes(slurm: Slurm) -> None:
     """A real torchrun runs two processes; only Slurm's commands are stand-ins."""
     config = tiny_config(
