@@ -20,7 +20,7 @@ PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Each added line is a cost: remove something before raising this. 0.2.0 had 15,982 lines; docs/robustness.md says what
 # the lines since then verify, bound and refuse.
-PYTHON_LINES = 18_500
+PYTHON_LINES = 18_100
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {
