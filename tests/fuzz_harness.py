@@ -34,6 +34,7 @@ from glassgpt.cli import main as command_line
 
 SECONDS, BYTES = 20.0, 4 << 30  # limits of a case
 _ADDRESS_SPACE = 24 << 30  # of a child, so that the machine survives: torch alone maps several gigabytes
+_NUMBERS = re.compile(r"\bnan\b|\binf\b")
 LONGEST_ERROR = 2_000  # characters
 
 ODD: tuple[Any, ...] = (
@@ -157,7 +158,8 @@ def run_case(case: Case, folder: Path) -> Outcome:
     elif code == 71:
         fault = "wrong result"
     elif code == 0:
-        fault = "not a number" if re.search(r"\bnan\b|\binf\b", output.lower()) and "nan" not in case.damage else None
+        asked = " ".join([case.damage, *case.arguments]).lower()
+        fault = "not a number" if set(_NUMBERS.findall(output.lower())) - set(_NUMBERS.findall(asked)) else None
     elif code < 0:
         fault = f"ended by signal {-code}"
     elif code != 2 or "Traceback" in output:
@@ -499,7 +501,7 @@ def command_line_case(rng: random.Random, files: Files, folder: Path) -> Case:
     return Case("command line", " ".join(map(repr, arguments))[:300], arguments)
 
 
-_SAID = re.compile(r"damage|match|chang|set aside|missing|differ|cannot be|unreadable|edited|another|lost|verif")
+_SAID = re.compile(r" -> |damage|match|chang|set aside|missing|differ|cannot be|unreadable|edited|another|lost|verif")
 
 
 def _output() -> str:

@@ -632,6 +632,13 @@ def test_a_piece_that_unigram_lists_twice_decodes_alike() -> None:
 # Files that the libraries do not survive
 
 
+def test_merges_without_the_prefix_that_the_file_names_are_refused() -> None:
+    content = json.loads(BPE.to_json())
+    content["model"]["continuing_subword_prefix"] = "x"
+    with pytest.raises((UserError, ValueError), match="continuing_subword_prefix"):
+        HFTokenizer(json.dumps(content))
+
+
 def step(kind: str, **values: Any) -> dict[str, Any]:
     return {"type": kind, **values}
 

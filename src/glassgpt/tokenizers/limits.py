@@ -25,7 +25,13 @@ def steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def require_bounded(content: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a text could become more than `_MOST_GROWTH` times longer."""
+    """Raise `ValueError` if a text could become more than `_MOST_GROWTH` times longer, or merges lack their prefix."""
+    model = content.get("model")
+    if isinstance(model, dict) and (prefix := model.get("continuing_subword_prefix")):
+        # The library cuts the prefix's length off without a look: in the middle of a character it ends the process.
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or ())
+        if not all(isinstance(pair, list) and "".join(map(str, pair[-1:])).startswith(str(prefix)) for pair in pairs):
+            raise ValueError(f"its merges do not have its continuing_subword_prefix {prefix!r}")
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         done: list[tuple[float, set[str] | None]] = []  # growth after a step, characters that it inserts (None: any)
         for found, factor, inserted in map(_growth, steps(content.get(name))):
