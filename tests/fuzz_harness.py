@@ -378,7 +378,7 @@ def damage_value(rng: random.Random, value: Any) -> str:
             holder[key] = [holder[key]]
             return f"{key!r} in a list"
         case _:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
             return f"{key!r} set to {holder[key]!r}"[:200]
 
 
