@@ -25,7 +25,7 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix == ".toml":
         with readable(name):
-            return decoded(read_file(path), name).removeprefix("\ufeff")  # as Windows editors write it
+            return decoded(read_file(path), name)
     if (path / "config.toml").is_file():
         raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
     if name and path.exists():

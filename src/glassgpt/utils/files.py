@@ -1,4 +1,4 @@
-"""Files that are complete or not there: atomic files and directories, hashes, strict JSON. Bounded reads."""
+"""Files that are complete or not there: atomic files and directories, hashes, bounded reads, strict JSON."""
 
 import errno
 import hashlib
