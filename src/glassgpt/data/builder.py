@@ -76,7 +76,7 @@ class DatasetBuilder:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
         for local in (source for source in self.sources if isinstance(source, LocalFiles)):
             require_texts(local, self.data)
-            next(read_source(local, self.data), None)  # hashing gigabytes takes a while: see whether they begin as text
+            next(read_source(local, self.data), None)  # before hashing gigabytes: has the first file rows of text?
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         settings = self.wanted.settings

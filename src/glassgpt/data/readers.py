@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.text_files import COMPRESSIONS, between, compression_of, most_expanded, read_text, split_text
-from glassgpt.utils.content import HEAD_BYTES, WEB_PAGE, require_text
+from glassgpt.data.text_files import between, compression_of, most_expanded, read_text, split_text
+from glassgpt.utils.content import COMPRESSIONS, HEAD_BYTES, WEB_PAGE, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import open_regular, readable
 from glassgpt.utils.formatting import format_bytes

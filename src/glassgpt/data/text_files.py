@@ -19,15 +19,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glassgpt.utils.content import HEAD_BYTES, require_text
+from glassgpt.utils.content import COMPRESSIONS, HEAD_BYTES, require_text
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import open_regular, readable
 from glassgpt.utils.formatting import format_bytes
-
-# How each compression begins. The suffix counts only for a file that begins otherwise, for the error.
-_MAGIC = {".gz": rb"\x1f\x8b\x08", ".zst": rb"\x28\xb5\x2f\xfd", ".bz2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"}
-COMPRESSIONS = tuple(_MAGIC)
-"""Suffixes of compressed files."""
 
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
 # Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
@@ -74,7 +69,8 @@ def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
     """The file's bytes, decompressed. Raises `UserError` if they do not begin as text does."""
     with readable(name), open_regular(path) as raw:
         start = raw.peek(HEAD_BYTES)
-        compression = next((suffix for suffix in _MAGIC if re.match(_MAGIC[suffix], start)), compression_of(name))
+        compression = next((suffix for suffix, magic in COMPRESSIONS.items() if re.match(magic, start)), None)
+        compression = compression or compression_of(name)  # which a damaged file may only have in its name
         for number, chunk in enumerate(_decompressed(raw, compression, name)):
             if number == 0:
                 require_text(chunk[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)

@@ -8,6 +8,9 @@ from glassgpt.utils.errors import UserError
 HEAD_BYTES = 1 << 14
 """Bytes at the beginning of a file by which its content is recognised."""
 
+COMPRESSIONS = {".gz": rb"\x1f\x8b\x08", ".zst": rb"\x28\xb5\x2f\xfd", ".bz2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"}
+"""How the compressed files begin that are read, by their suffixes."""
+
 _TEXT = "save its text as a .txt file first, for example with LibreOffice or pandoc"
 _TABLE = "export its text as .csv or .jsonl first"
 _PACKED = "unpack it first"
@@ -27,9 +30,9 @@ _FORMATS = (
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _PACKED),
     (rb"Rar!\x1a\x07", "a rar archive", _PACKED),
     (rb".{257}ustar", "a tar archive", _PACKED),
-    (rb"\x1f\x8b\x08", "gzip-compressed data", "decompress it first: gunzip"),
-    (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "bzip2-compressed data", "decompress it first: bunzip2"),
-    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd-compressed data", "decompress it first: unzstd"),
+    (COMPRESSIONS[".gz"], "gzip-compressed data", "decompress it first: gunzip"),
+    (COMPRESSIONS[".bz2"], "bzip2-compressed data", "decompress it first: bunzip2"),
+    (COMPRESSIONS[".zst"] + rb"|[\x50-\x5f]\x2a\x4d\x18", "zstd-compressed data", "decompress it first: unzstd"),
     (rb"\xfd7zXZ\0", "xz-compressed data", "decompress it first: unxz"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word, Excel or PowerPoint file", _TEXT),
     (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|8BPS|BM.{4}\0{4}", "a picture", _NO_TEXT),
