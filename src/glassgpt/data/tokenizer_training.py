@@ -5,7 +5,6 @@ al., 2016); among equally frequent pairs, the one with the smallest ids. So the 
 threads or document order.
 """
 
-import dataclasses
 import json
 import re
 import threading
@@ -15,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from glassgpt.config.schema import DataConfig, ReadingConfig
+from glassgpt.config.schema import ReadingConfig
+from glassgpt.config.validation import check_ranges
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
@@ -44,7 +44,7 @@ class Corpus:
 
     def __init__(self, source: str, options: ReadingConfig | None = None) -> None:
         options = options or ReadingConfig()
-        DataConfig(**dataclasses.asdict(options))  # refuses an unknown encoding
+        check_ranges(options)  # refuses an unknown encoding
         resolved = resolve(source)
         if isinstance(resolved, PreparedDataset):
             raise UserError(f"{source} is a prepared dataset, which holds tokens; name the text that it was made from")
