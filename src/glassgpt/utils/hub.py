@@ -27,8 +27,8 @@ _PAUSE = 1.0  # seconds before the second request; doubled before each further o
 # Named without an owner, from the hub's first days. Any other name without an owner is a path.
 _BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _SUFFIXES = ".bin .bz2 .csv .gz .json .jsonl .md .npy .parquet .pt .pth .safetensors .toml .txt .zst"
-_CONFIG = ("config.json", "generation_config.json", "vocab.json", "merges.txt")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json", "merges.txt")
+_CONFIG = ("config.json", "generation_config.json", *_TOKENIZER)
 # By these names only: some repositories hold the same weights a second time for other programs.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -65,8 +65,7 @@ def download_model(hub_id: str) -> Path:
     if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
     for weights in (_SAFETENSORS, _TORCH):
-        patterns = [*_CONFIG, *_TOKENIZER, *weights]
-        path = Path(_request(partial(snapshot_download, hub_id, allow_patterns=patterns), hub_id, "model"))
+        path = Path(_request(partial(snapshot_download, hub_id, allow_patterns=[*_CONFIG, *weights]), hub_id, "model"))
         if any(match for pattern in _SAFETENSORS for match in path.glob(pattern)):
             break
     return path
