@@ -18,9 +18,9 @@ STATIC = [
 ]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# Each added line is a cost: remove something before raising this. 0.2.0 had 15,982 lines; docs/robustness.md says what
-# the lines since then verify, bound and refuse.
-PYTHON_LINES = 18_100
+# Each added line is a cost: remove something before raising this. 0.2.0 had 15,982 lines, and mending every kind of fault
+# added 2,100 (docs/robustness.md). The rest is figures, exercises and the book's commands.
+PYTHON_LINES = 19_400
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {
