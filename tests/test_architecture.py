@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 
 # The folders, top to bottom. A module may import from its own folder and from the folders below it.
 LAYERS = """
-cli learn playground report planning training evaluation interpretability interop generation runs distributed data tokenizers
-model config figures utils
+cli learn playground report planning training evaluation interpretability interop generation runs distributed data
+tokenizers model config figures utils
 """.split()
 
 # The modules that import a third-party library. No others may.
