@@ -2,7 +2,7 @@
 
     python benchmarks/screenshots.py runs/demo                 # a run with snapshots, such as one of the recipe `demo`
 
-Writes docs/images/play-VIEW.png, 1280 pixels wide, and docs/images/play-phone.png. Needs Playwright and Debian's Chromium.
+Writes play-VIEW.png, 1280 pixels wide, and play-phone.png into docs/images/. Needs Playwright and Debian's Chromium.
 """
 
 import argparse
