@@ -150,7 +150,7 @@ def test_look_inside(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_code_of_the_playground_docs_runs(folder: Path) -> None:
-    document = (ROOT / "docs" / "playground.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "guides" / "look-inside.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     train(folder, "runs/demo")
     run([sys.executable, "-c", block], folder)
