@@ -1,11 +1,11 @@
-# make train | test | test-all | check | build | clean. All of them use .venv, which is created on first use.
+# make train | test | test-all | check | docs | build | clean. All of them use .venv, which is created on first use.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-all check build clean
+.PHONY: train test test-all check docs build clean
 
 train: $(VENV)/.installed
 	$(BIN)/glassgpt train demo --out runs/demo --overwrite
@@ -22,6 +22,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error: a dead link, a name that autodoc does not find, a page outside the tree.
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build -W -n --keep-going -q -j 2 -d build/doctrees docs build/site
+	@echo "built: build/site/index.html"
 
 build: $(VENV)/.installed-dev
 	$(BIN)/python -m build --no-isolation

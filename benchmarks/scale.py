@@ -1,4 +1,4 @@
-"""The figures of `docs/scale.md`: tables from the formulas, and the formulas compared to real runs.
+"""The figures of `docs/measured/scale.md`: tables from the formulas, and the formulas compared to real runs.
 
     python benchmarks/scale.py --table    # memory, bytes sent and batches of GPT-2's sizes, as Markdown
     python benchmarks/scale.py --check    # runs on 1, 2 and 4 CPU ranks, formula next to measurement: minutes, 4 GB
@@ -64,7 +64,7 @@ def setups() -> Iterator[tuple[TrainConfig, int, str]]:
 
 
 def tables() -> dict[str, str]:
-    """The tables of `docs/scale.md` by name."""
+    """The tables of `docs/measured/scale.md` by name."""
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
         name = [config.name, str(processes), strategy if processes > 1 else "single"]

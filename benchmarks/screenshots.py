@@ -2,7 +2,7 @@
 
     python benchmarks/screenshots.py runs/demo                 # a run with snapshots, such as one of the recipe `demo`
 
-Writes docs/play-VIEW.png, 1280 pixels wide, and docs/play-phone.png. Needs Playwright and Debian's Chromium.
+Writes play-VIEW.png, 1280 pixels wide, and play-phone.png into docs/images/. Needs Playwright and Debian's Chromium.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, sync_playwright
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 TEXT = "The function returns the number of bytes. The function "
 # For each view: its state, color scheme and height. A screenshot shows the top of the view.
 DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
@@ -51,7 +51,7 @@ def main() -> None:
     """Take all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--out", type=Path, default=DOCS)
+    parser.add_argument("--out", type=Path, default=PICTURES)
     parser.add_argument("--text", default=TEXT)
     options = parser.parse_args()
     command = [sys.executable, "-m", "glassgpt", "play", options.run, "--no-browser"]

@@ -18,7 +18,7 @@ from torchrun_harness import environment
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "slurm" / "train.sbatch"
+SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "guides" / "train.sbatch"
 
 # Each command records its arguments. `srun` runs its command once per node, on this machine; `scancel` signals the
 # processes of `srun`.

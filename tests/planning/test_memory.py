@@ -96,7 +96,7 @@ def test_the_estimated_peak_of_an_update_is_near_that_of_real_tensors(
 ) -> None:
     """The estimate is within 15 % at this size, where small tensors that the formulas leave out have the largest share.
 
-    For whole runs on a CPU it is within 10 % (see docs/performance.md).
+    For whole runs on a CPU it is within 10 % (see docs/measured/performance.md).
     """
     run = config(changes, activation_checkpointing=kind)
     model = GPT.create(run.model, 0).train()
@@ -244,7 +244,7 @@ def cells(line: str) -> list[Any]:
 def test_the_tables_in_the_docs_equal_those_of_the_benchmark() -> None:
     from scale import tables  # benchmarks/scale.py
 
-    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "measured" / "scale.md").read_text(encoding="utf-8")
     in_docs = [cells(row) for row in page.splitlines() if row.startswith("| gpt2")]
     in_code = [cells(row) for table in tables().values() for row in table.splitlines() if row.startswith("| gpt2")]
     rows = [[cell.expected if hasattr(cell, "expected") else cell for cell in row] for row in in_code]

@@ -19,7 +19,8 @@ from glassgpt.utils.gpu_specs import GPUS, Gpu
 CONTEXT = 1e9
 FRAGMENTED = 0.05
 # On a CPU glibc keeps freed blocks (`keep_freed_memory`): 18 to 26 % of activations and working memory at the sizes of
-# shakespeare-char. oneDNN and others have buffers of 10 to 13 MB, larger ones for larger matrices (docs/scale.md).
+# shakespeare-char. oneDNN and others have buffers of 10 to 13 MB, larger ones for larger matrices; see
+# docs/measured/scale.md.
 HEAP = 0.2
 BUFFERS = 30e6
 # Seconds of a pass on a GPU below which its host may not start the hundreds of kernels fast enough.

@@ -1,0 +1,32 @@
+"""The documentation site. Build it with `make docs`; it opens from disk and loads nothing from another host."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "glassgpt"
+author = "The glassgpt developers"
+copyright = author
+release = version = importlib.metadata.version("glassgpt")
+
+extensions = ["myst_parser", "sphinx_copybutton", "mathml"]
+exclude_patterns = ["_*"]
+nitpicky = True
+
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3  # `#a-heading`, as GitHub makes them
+
+html_theme = "furo"
+html_title = "glassgpt"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_search_summary = False  # it would fetch pages, which browsers refuse for files
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0072b2", "color-brand-content": "#0065a0"},
+    "dark_css_variables": {"color-brand-primary": "#56b4e9", "color-brand-content": "#6cbdeb"},
+}
+copybutton_exclude = ".linenos, .gp, .go, .c1"  # prompts, output and comments of commands
