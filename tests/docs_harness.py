@@ -1,6 +1,7 @@
 """The pages of the documentation and their code blocks, as Sybil reads them."""
 
 import itertools
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from sybil.typing import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-# Sphinx writes its results to folders whose names begin with "_".
-PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "/_" not in str(p.relative_to(ROOT)))]
+# Written when the site is built: folders whose names begin with "_", and the lessons.
+GENERATED = re.compile(r"docs/(?:.*/)?_|docs/learn/lessons/")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if not GENERATED.match(page.relative_to(ROOT).as_posix())]
 
 
 def name_of(page: Path) -> str:
