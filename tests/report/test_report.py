@@ -13,9 +13,10 @@ from plotly.offline import get_plotlyjs
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig, OptimConfig, TrainConfig
+from glassgpt.figures.axes import thinned
 from glassgpt.report.charts import GPT2_FINEWEB_LOSS
 from glassgpt.report.page import write_report
-from glassgpt.report.runs import MAX_POINTS, smoothed, thinned
+from glassgpt.report.runs import MAX_POINTS, smoothed
 from glassgpt.utils.errors import UserError
 from page_harness import chromium
 from report_harness import Page

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glassgpt.figures.axes import thinned
 from glassgpt.interpretability.snapshots import read_probe
 from glassgpt.playground.model_pool import kept_checkpoints
 from glassgpt.playground.schemas import pack
-from glassgpt.report.runs import read_text, smoothed, smoothing_window, thinned
+from glassgpt.report.runs import read_text, smoothed, smoothing_window
 from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError

@@ -12,8 +12,9 @@ import numpy as np
 
 from glassgpt.config.schema import DataConfig
 from glassgpt.evaluation.hellaswag_items import PUBLISHED
+from glassgpt.figures.axes import thinned
 from glassgpt.model.param_groups import PARAM_GROUPS
-from glassgpt.report.runs import MAX_POINTS, RunRecords, column, smoothed, smoothing_window, thinned
+from glassgpt.report.runs import MAX_POINTS, RunRecords, column, smoothed, smoothing_window
 from glassgpt.runs.metrics import Record
 
 Array = np.ndarray

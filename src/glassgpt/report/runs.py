@@ -98,18 +98,3 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     low, high = index - half, np.minimum(index + half + 1, len(values))
     means = (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1)
     return np.where(finite, means, np.nan)
-
-
-def thinned(values: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of at most `limit` values that draw the same picture: both ends, and extremes and gaps in between."""
-    if len(values) <= limit:
-        return np.arange(len(values))
-    kept = {0, len(values) - 1}
-    for stretch in np.array_split(np.arange(len(values)), (limit - 2) // 3):
-        part = values[stretch]
-        gaps = np.isnan(part)
-        if gaps.any():
-            kept.add(int(stretch[gaps.argmax()]))
-        if not gaps.all():
-            kept |= {int(stretch[np.nanargmin(part)]), int(stretch[np.nanargmax(part)])}
-    return np.array(sorted(kept))

@@ -1,0 +1,172 @@
+"""Line charts and bar charts."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from glassgpt.figures.axes import Scale, scale_of, thinned, tick_texts
+from glassgpt.figures.svg import (
+    SERIES,
+    WIDTH,
+    Figure,
+    drawing,
+    element,
+    heading,
+    label,
+    number,
+    shortened,
+    text_width,
+    tooltip,
+    vector,
+)
+from glassgpt.utils.errors import UserError
+
+HEIGHT = 210  # of the area of a line chart
+MAX_POINTS = 600  # of a line: more than one per pixel
+MAX_TOOLTIPS = 200  # points of a chart that show their values under the pointer
+_DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "12 4")  # a second sign besides the colour
+
+
+def lines(
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    points: bool = False,
+) -> Figure:
+    """Draw curves by their names: each a pair of numbers xs (N,) and ys (N,), as arrays, tensors or lists.
+
+    A value that is not finite, or not above 0 on a log axis, is a gap. `points` marks each value. Lines of more than
+    600 values are thinned; their extremes stay. Raises `UserError` if a curve's xs and ys differ in length.
+    """
+    data = {name: _pair(name, *pair) for name, pair in series.items()}
+    head, top = heading(title)
+    legend, taken = _legend(list(data), top) if len(data) > 1 else ("", 0.0)
+    top += taken + (20 if y else 6)
+    all_x, all_y = (np.concatenate([pair[i] for pair in data.values()] or [np.zeros(0)]) for i in (0, 1))
+    y_scale = scale_of(all_y, top + HEIGHT, top, log_y)
+    y_ticks = y_scale.ticks(5)
+    left = 10 + max(text_width(text) for text in tick_texts(y_ticks))
+    x_scale = scale_of(all_x, left, WIDTH - 12, log_x, pad=0.0 if not points else 0.04)
+    parts = [head, legend, _grid(x_scale, y_scale, y_ticks)]
+    parts += [label(y, 0, top - 8)] if y else []
+    parts += [label(x, (left + WIDTH - 12) / 2, top + HEIGHT + 36, "middle")] if x else []
+    has_tooltips = len(all_x) <= MAX_TOOLTIPS
+    for i, (name, (xs, ys)) in enumerate(data.items()):
+        parts.append(_curve(i, x_scale(xs), y_scale(ys)))
+        if points or has_tooltips:
+            parts.append(_points(i, name if len(data) > 1 else "", xs, ys, x_scale, y_scale, points))
+    return drawing(WIDTH, top + HEIGHT + (44 if x else 24), title or f"Line chart of {', '.join(data)}", *parts)
+
+
+def _pair(name: str, xs: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:
+    xs, ys = vector(xs, f"the xs of {name!r}"), vector(ys, f"the ys of {name!r}")
+    if len(xs) != len(ys):
+        raise UserError(f"the series {name!r} has {len(xs)} xs and {len(ys)} ys; give as many of both")
+    kept = thinned(np.where(np.isfinite(ys), ys, np.nan), MAX_POINTS)
+    return xs[kept], ys[kept]
+
+
+def _stroke(i: int, **attributes: str | float) -> dict[str, str | float]:
+    """How the i-th series is drawn: by colour and by dashes."""
+    dashes = _DASHES[i % len(_DASHES)]
+    dashed: dict[str, str | float] = {"stroke_dasharray": dashes} if dashes else {}
+    return {"fill": "none", "stroke": SERIES[i % len(SERIES)], "stroke_width": 2, **dashed, **attributes}
+
+
+def _legend(names: list[str], top: float) -> tuple[str, float]:
+    """Names with a piece of their line, in rows, and the height that they take."""
+    parts, x, y = [], 0.0, top + 12
+    for i, name in enumerate(names):
+        name = shortened(name, WIDTH - 40)
+        width = 34 + text_width(name) + 12
+        if x and x + width > WIDTH:
+            x, y = 0.0, y + 20
+        parts.append(element("path", d=f"M{number(x)} {number(y - 4)}h28", **_stroke(i)))
+        parts.append(label(name, x + 34, y))
+        x += width
+    return "".join(parts), y - top + 10
+
+
+def _grid(x: Scale, y: Scale, y_ticks: list[float]) -> str:
+    """Grid lines and the ticks' texts."""
+    parts, grid = [], []
+    for place, text in zip(y(np.array(y_ticks)), tick_texts(y_ticks), strict=True):
+        grid.append(f"M{number(x.start)} {number(place)}H{number(x.stop)}")
+        parts.append(label(text, x.start - 6, place + 4, "end"))
+    x_ticks = x.ticks(6)
+    last = -np.inf
+    for place, text in zip(x(np.array(x_ticks)), tick_texts(x_ticks), strict=True):
+        grid.append(f"M{number(place)} {number(y.start)}v4")
+        if place - text_width(text) / 2 > last + 6:
+            last = place + text_width(text) / 2
+            parts.append(label(text, min(place, WIDTH - text_width(text) / 2), y.start + 18, "middle"))
+    axis = f"M{number(x.start)} {number(y.start)}H{number(x.stop)}"
+    return _rule("".join(grid), 0.2) + _rule(axis, 0.6) + "".join(parts)
+
+
+def _rule(path: str, opacity: float) -> str:
+    """A thin line in the text's colour."""
+    return element("path", d=path, stroke="currentColor", stroke_opacity=opacity)
+
+
+def _curve(i: int, px: np.ndarray, py: np.ndarray) -> str:
+    """A path through points in pixels, interrupted at NaN."""
+    is_placed = np.isfinite(px) & np.isfinite(py)
+    commands = []
+    for k in np.flatnonzero(is_placed):
+        commands.append(f"{'L' if k and is_placed[k - 1] else 'M'}{px[k]:.1f} {py[k]:.1f}")
+    return element("path", d="".join(commands), stroke_linejoin="round", **_stroke(i)) if commands else ""
+
+
+def _points(i: int, name: str, xs: np.ndarray, ys: np.ndarray, x: Scale, y: Scale, is_visible: bool) -> str:
+    """A mark at each point that has a place, with its values as tooltip."""
+    marks = []
+    for value, other, px, py in zip(xs, ys, x(xs), y(ys), strict=True):
+        if np.isfinite(px) and np.isfinite(py):
+            text = tooltip(f"{name}: {value:.6g}, {other:.6g}".removeprefix(": "))
+            marks.append(element("circle", text, cx=px, cy=py, r=3 if is_visible else 6))
+    return element("g", *marks, fill=SERIES[i % len(SERIES)], fill_opacity=1 if is_visible else 0) if marks else ""
+
+
+def bars(
+    values: Mapping[str, Any],
+    *,
+    title: str = "",
+    y: str = "",
+    form: str = ".3g",
+    highlight: Collection[str] = (),
+) -> Figure:
+    """Draw a horizontal bar per name, from 0 to its value, with the value by the format `form`.
+
+    `y` names the quantity and its unit. `highlight` names bars that stand out. A value that is not finite has no bar.
+    """
+    numbers = {name: float(vector([value], f"the value of {name!r}")[0]) for name, value in values.items()}
+    head, top = heading(title)
+    top += 18 if y else 0
+    finite = [v for v in numbers.values() if np.isfinite(v)] or [0.0]
+    low, high = min(0.0, *finite), max(0.0, *finite)
+    texts = [format(v, form).replace("-", "−") for v in numbers.values()]
+    left = min(0.4 * WIDTH, 8 + max((text_width(name) for name in numbers), default=0))
+    room = 8 + max((text_width(text) for text in texts), default=0)
+    scale = Scale(low, high if high > low else low + 1, left + (room if low < 0 else 0), WIDTH - room)
+    zero = float(scale(np.zeros(1))[0])
+    parts = [head] + ([label(y, left, top - 4)] if y else [])
+    for i, ((name, v), text) in enumerate(zip(numbers.items(), texts, strict=True)):
+        at = top + 22 * i
+        weight = "bold" if name in highlight else "normal"
+        parts.append(label(shortened(name, left - 8), left - 8, at + 15, "end", font_weight=weight))
+        end = float(scale(np.array([v if np.isfinite(v) else 0.0]))[0])
+        color = SERIES[1] if name in highlight or (v < 0 and not highlight) else SERIES[0]
+        box = {"x": min(zero, end), "y": at + 3, "width": abs(end - zero), "height": 16}
+        parts.append(element("rect", tooltip(f"{name}: {v:.6g}"), fill=color, **box))
+        parts.append(
+            label(text, end - 5 if v < 0 else end + 5, at + 15, "end" if v < 0 else "start", font_weight=weight)
+        )
+    height = top + 22 * len(numbers) + 4
+    parts.append(_rule(f"M{number(zero)} {number(top)}V{number(height - 4)}", 0.6))
+    return drawing(WIDTH, height, title or y or f"Bars of {', '.join(numbers)}", *parts)
