@@ -21,7 +21,6 @@ extensions = [
     "mathml",
 ]
 exclude_patterns = ["_*"]
-nitpicky = True
 # Documented elsewhere: a link to another project would need a file from its site at build time.
 nitpick_ignore_regex = [("py:class", r"(torch|numpy|pathlib|collections\.abc)\..+"), ("py:class", "BlockMask")]
 smartquotes = False  # they make one dash of two, also in the names of options
