@@ -16,6 +16,7 @@ from glassgpt.figures.svg import (
     clean,
     drawing,
     element,
+    floats,
     heading,
     label,
     matrix,
@@ -35,15 +36,20 @@ MAX_SHOWN = 12  # rows and columns up to which values are printed
 _SMALL = 11  # size of text in and beside small cells
 
 
-def shares(values: np.ndarray, signed: bool) -> tuple[np.ndarray, float, float]:
+Limits = tuple[float, float]
+
+
+def shares(values: np.ndarray, signed: bool, limits: Limits | None = None) -> tuple[np.ndarray, float, float]:
     """Values as colour strengths from -1 to 1, NaN if not finite, and the values with strengths 0 (or -1) and 1.
 
     Signed: 0 is 0, and the largest absolute value has strength 1. Otherwise the largest value has strength 1, and 0 is
-    0, or the smallest value if it is negative or above half of the largest.
+    0, or the smallest value if it is negative or above half of the largest. `limits` replaces these two values.
     """
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if signed:
+    if limits is not None:
+        low, high = limits
+    elif signed:
         high = max(abs(low), abs(high))
         low = -high
     elif 0 <= low <= high / 2:
@@ -51,7 +57,7 @@ def shares(values: np.ndarray, signed: bool) -> tuple[np.ndarray, float, float]:
     zero = 0.0 if signed else low
     with np.errstate(invalid="ignore"):
         strengths = (values - zero) / ((high - zero) or 1.0)
-    return np.where(np.isfinite(values), strengths, np.nan), low, high
+    return np.where(np.isfinite(values), strengths.clip(-1 if signed else 0, 1), np.nan), low, high
 
 
 def heatmap(
@@ -66,13 +72,15 @@ def heatmap(
     form: str = ".2f",
     show_values: bool | None = None,
     texts: Sequence[Sequence[str]] | None = None,
+    limits: Limits | None = None,
 ) -> Figure:
     """Draw values (R, C) as cells: row 0 at the top, the larger the stronger the colour.
 
     `rows` (R) and `columns` (C) label the cells, `x` and `y` name what columns and rows are. `signed` colours positive
     and negative values differently. Cells hold their values by the format `form` if there are at most 12 by 12, or as
-    `show_values` says; or `texts` (R, C). Cells without a number (NaN, -inf) are hatched. Raises `UserError` for labels
-    of another number.
+    `show_values` says; or `texts` (R, C), of one line or more. `limits` are the values without colour and with the
+    strongest; default: 0 and the largest. Cells without a number (NaN, -inf) are hatched. Raises `UserError` if there
+    are more or fewer labels than rows or columns.
     """
     data = matrix(values, "the values of a heat map")
     R, C = data.shape
@@ -80,25 +88,29 @@ def heatmap(
         if given is not None and len(given) != count:
             raise UserError(f"{name} has {len(given)} entries for values of shape {data.shape}; give {count}")
     printed = _printed(data, form, show_values, texts)
-    wide = max((text_width(text, _SMALL) + 8 for row in printed for text in row), default=0)
+    printed_lines = [line for row in printed for text in row for line in text.split("\n")]
+    wide = max((text_width(line, _SMALL) + 8 for line in printed_lines), default=0)
+    tall = 8 + 13 * max((text.count("\n") + 1 for row in printed for text in row), default=1)
     rows, columns = ([clean(str(t)) for t in given] if given is not None else None for given in (rows, columns))
     left = min(130.0, 8 + max((text_width(text, _SMALL) for text in rows or ()), default=-8))
-    width = max(wide, min(28.0, (WIDTH - left - 2) / C)) if printed else min(28.0, (WIDTH - left - 2) / C)
-    height = max(22.0, width if not printed else 22.0) if printed else min(width, 28.0)
+    width = max(wide, min(28.0, (WIDTH - left - 2) / C))
+    height = max(22.0, tall) if printed else width
     head, top = heading(title)
     axis_names = "   ".join(text for text in (f"{y} ↓" if y else "", f"{x} →" if x else "") if text)
     parts = [head] + ([label(axis_names, 0, top + 10)] if axis_names else [])
     top += 18 if axis_names else 0
     drawn, taken = _column_labels(columns, left, top, width)
     top += taken
-    strengths, low, high = shares(data, signed)
+    strengths, low, high = shares(data, signed, limits)
     parts += [drawn, _row_labels(rows, left, top, height)]
     tips = _tooltips(data, rows, columns, form, texts) if R * C <= MAX_TOOLTIPS else None
     parts.append(cells(strengths, left, top, width, height, tips))
     for r, row in enumerate(printed):
         for c, text in enumerate(row):
-            place = (left + (c + 0.5) * width, top + (r + 0.5) * height + 4)
-            parts.append(label(text, *place, "middle", _SMALL, pointer_events="none"))
+            across, down = left + (c + 0.5) * width, top + (r + 0.5) * height + 4
+            for i, line in enumerate(text.split("\n")):
+                shift = 13 * (i - text.count("\n") / 2)
+                parts.append(label(line, across, down + shift, "middle", _SMALL, pointer_events="none"))
     bottom = top + R * height
     total = max(left + C * width + 2, text_width(axis_names), 1.2 * text_width(title), left + 200)
     parts.append(_color_bar(low, high, signed, form, left, bottom + 8))
@@ -266,3 +278,45 @@ def _token(text: str, value: float, strength: float, form: str) -> str:
 def escape_attribute(text: str) -> str:
     """Text for an attribute in double quotes."""
     return text_of(text).replace('"', "&quot;")
+
+
+def heatmap_grid(
+    values: Any,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    tooltips: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw matrices (R, C, M, N) as R rows of C small heat maps with the same colours, from 0 to the largest value.
+
+    `rows` (R) and `columns` (C) label them; `tooltips` (R, C) are shown under the pointer.
+    """
+    data = floats(values)
+    if data.ndim != 4 or data.shape[:2] != (len(rows), len(columns)):
+        raise UserError(f"a grid of {len(rows)} rows and {len(columns)} columns needs 4 axes, not shape {data.shape}")
+    strengths, low, high = shares(data, signed=False)
+    head, top = heading(title)
+    left = 8 + max(text_width(text, _SMALL) for text in rows)
+    step = min(120.0, (WIDTH - left) / len(columns))
+    side = step - 4
+    parts = [head]
+    parts += [label(text, left + c * step + side / 2, top + 10, "middle", _SMALL) for c, text in enumerate(columns)]
+    top += 16
+    for r, row in enumerate(rows):
+        parts.append(label(row, left - 6, top + r * step + side / 2 + 4, "end", _SMALL))
+        for c, column in enumerate(columns):
+            name = tooltip(tooltips[r][c] if tooltips else f"{row} {column}")
+            area = element(
+                "path",
+                d="M0 0H1V1H0z",
+                fill_opacity=0,
+                transform=f"translate({left + c * step:.1f} {top + r * step:.1f}) scale({side:.4g})",
+            )
+            picture = cells(
+                strengths[r, c], left + c * step, top + r * step, side / data.shape[3], side / data.shape[2]
+            )
+            parts.append(element("g", name, picture, area))
+    bottom = top + len(rows) * step
+    parts.append(_color_bar(low, high, False, ".2f", left, bottom + 4))
+    return drawing(max(left + len(columns) * step, 220), bottom + 22, title or "Grid of heat maps", *parts)

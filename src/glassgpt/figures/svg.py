@@ -20,6 +20,7 @@ STRONGEST = 0.85  # opacity of the largest value of a heat map: text on it stays
 WIDTH = 480  # of a chart in pixels, on a screen that is wide enough
 SIZE = 13  # of text in pixels
 FONT = "system-ui,sans-serif"
+_WIDTHS = dict.fromkeys("mwMW%@…", 0.95) | dict.fromkeys("ijl.,:;'|() ", 0.4)  # em of wide and of narrow characters
 _MIN_WIDTH_SHARE = 0.72  # a figure shrinks to this share of its width, then it scrolls
 
 
@@ -89,7 +90,7 @@ def drawing(width: float, height: float, title: str, *children: str) -> Figure:
         "viewBox": f"0 0 {number(width)} {number(height)}",
         "width": width,
         "role": "img",
-        "style": f"{least}max-width:{number(width) + 'px' if least else '100%'};height:auto",
+        "style": f"{least}max-width:100%;height:auto",  # a minimum wins over a maximum
         "font_family": FONT,
         "font_size": SIZE,
         "fill": "currentColor",
@@ -103,9 +104,8 @@ def heading(title: str) -> tuple[str, float]:
 
 
 def text_width(text: str, size: float = SIZE) -> float:
-    """Estimated width of a text in pixels: no font is known here. Wide (East Asian) characters count twice."""
-    units = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.61 for c in text)
-    return size * units
+    """Estimated width of a text in pixels, rather too large than too small: the font is not known here."""
+    return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else _WIDTHS.get(c, 0.62) for c in text)
 
 
 def shortened(text: str, width: float, size: float = SIZE) -> str:
