@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.figures.axes import Scale, scale_of, thinned, tick_texts
+from glassgpt.figures.axes import Scale, placed, scale_of, thinned, tick_texts
+from glassgpt.figures.cells import NEGATIVE, POSITIVE
 from glassgpt.figures.svg import (
-    NEGATIVE,
-    POSITIVE,
     SERIES,
     WIDTH,
     Figure,
@@ -17,6 +16,7 @@ from glassgpt.figures.svg import (
     heading,
     label,
     number,
+    number_text,
     shortened,
     text_width,
     tooltip,
@@ -52,7 +52,7 @@ def lines(
     marked = set(data) if points is True else set(points or ())
     styles = _styles(list(data), faint)
     head, top = heading(title)
-    legend, taken = _legend(styles, top) if len(data) > 1 else ("", 0.0)
+    legend, taken = _legend(styles, marked, top) if len(data) > 1 else ("", 0.0)
     top += taken + (20 if y else 6)
     all_x, all_y = (np.concatenate([pair[i] for pair in data.values()] or [np.zeros(0)]) for i in (0, 1))
     y_scale = scale_of(all_y, top + HEIGHT, top, log_y)
@@ -75,7 +75,7 @@ def _pair(name: str, xs: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:
     xs, ys = vector(xs, f"the xs of {name!r}"), vector(ys, f"the ys of {name!r}")
     if len(xs) != len(ys):
         raise UserError(f"the series {name!r} has {len(xs)} xs and {len(ys)} ys; give as many of both")
-    kept = thinned(np.where(np.isfinite(ys), ys, np.nan), MAX_POINTS)
+    kept = thinned(placed(ys), MAX_POINTS)
     return xs[kept], ys[kept]
 
 
@@ -94,15 +94,17 @@ def _styles(names: list[str], faint: Collection[str]) -> dict[str, Style]:
     return styles
 
 
-def _legend(styles: dict[str, Style], top: float) -> tuple[str, float]:
+def _legend(styles: dict[str, Style], marked: Collection[str], top: float) -> tuple[str, float]:
     """Names with a piece of their line, in rows, and the height that they take."""
     parts, x, y = [], 0.0, top + 12
-    for name, style in styles.items():
-        name = shortened(name, WIDTH - 40)
+    for original, style in styles.items():
+        name = shortened(original, WIDTH - 40)
         width = 34 + text_width(name) + 12
         if x and x + width > WIDTH:
             x, y = 0.0, y + 20
         parts.append(element("path", d=f"M{number(x)} {number(y - 4)}h28", fill="none", **style))
+        if original in marked:
+            parts.append(element("circle", cx=x + 14, cy=y - 4, r=3, fill=style["stroke"]))
         parts.append(label(name, x + 34, y))
         x += width
     return "".join(parts), y - top + 10
@@ -132,11 +134,13 @@ def _rule(path: str, opacity: float) -> str:
 
 def _curve(px: np.ndarray, py: np.ndarray, style: Style) -> str:
     """A path through points in pixels, interrupted at NaN."""
-    is_placed = np.isfinite(px) & np.isfinite(py)
+    is_placed = np.pad(np.isfinite(px) & np.isfinite(py), 1)
     commands = []
-    for k in np.flatnonzero(is_placed):
-        commands.append(f"{'L' if k and is_placed[k - 1] else 'M'}{px[k]:.1f} {py[k]:.1f}")
-    return element("path", d="".join(commands), fill="none", stroke_linejoin="round", **style) if commands else ""
+    for k in np.flatnonzero(is_placed[1:-1]):
+        is_alone = not is_placed[k] and not is_placed[k + 2]
+        commands.append(f"{'L' if is_placed[k] else 'M'}{px[k]:.1f} {py[k]:.1f}{'h0' if is_alone else ''}")
+    ends: Style = {"stroke_linejoin": "round", "stroke_linecap": "round"}
+    return element("path", d="".join(commands), fill="none", **ends, **style) if commands else ""
 
 
 def _points(name: str, xs: np.ndarray, ys: np.ndarray, x: Scale, y: Scale, color: str | float, is_visible: bool) -> str:
@@ -165,19 +169,20 @@ def bars(
     numbers = {name: float(vector([value], f"the value of {name!r}")[0]) for name, value in values.items()}
     head, top = heading(title)
     top += 18 if y else 0
-    finite = [v for v in numbers.values() if np.isfinite(v)] or [0.0]
-    low, high = min(0.0, *finite), max(0.0, *finite)
-    texts = [format(v, form).replace("-", "−") for v in numbers.values()]
-    left = min(0.4 * WIDTH, 8 + max((text_width(name) for name in numbers), default=0))
-    room = 8 + max((text_width(text) for text in texts), default=0)
+    finite = placed(np.array([0.0, *numbers.values()]))
+    low, high = float(np.nanmin(finite)), float(np.nanmax(finite))
+    texts = [number_text(v, form) for v in numbers.values()]
+    bold = 1.12 if highlight else 1.0
+    left = min(0.4 * WIDTH, 8 + max((bold * text_width(name) for name in numbers), default=0))
+    room = 8 + max((bold * text_width(text) for text in texts), default=0)
     scale = Scale(low, high if high > low else low + 1, left + (room if low < 0 else 0), WIDTH - room)
     zero = float(scale(np.zeros(1))[0])
     parts = [head] + ([label(y, left, top - 4)] if y else [])
     for i, ((name, v), text) in enumerate(zip(numbers.items(), texts, strict=True)):
         at = top + 22 * i
         weight = "bold" if name in highlight else "normal"
-        parts.append(label(shortened(name, left - 8), left - 8, at + 15, "end", font_weight=weight))
-        end = float(scale(np.array([v if np.isfinite(v) else 0.0]))[0])
+        parts.append(label(shortened(name, (left - 8) / bold), left - 8, at + 15, "end", font_weight=weight))
+        end = float(np.nan_to_num(scale(np.array([v])), nan=zero)[0])
         by_sign = NEGATIVE if v < 0 else POSITIVE
         color = by_sign if low < 0 else SERIES[1] if name in highlight else SERIES[0]
         box = {"x": min(zero, end), "y": at + 3, "width": abs(end - zero), "height": 16}

@@ -5,6 +5,7 @@ at least 3 to white and to near black, and cells of a heat map are a colour over
 id, a style sheet, a script or an address, so any number of them can be on a page.
 """
 
+import math
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,6 @@ import numpy as np
 from glassgpt.utils.errors import UserError
 
 SERIES = ("#0072b2", "#d55e00", "#00916a", "#a35fc4", "#9a7200", "#7a7f87")
-POSITIVE, NEGATIVE = "#cc5a00", "#2b7bc8"  # of heat maps, as on the playground's page
-STRONGEST = 0.85  # opacity of the largest value of a heat map: text on it stays readable on both kinds of page
 WIDTH = 480  # of a chart in pixels, on a screen that is wide enough
 SIZE = 13  # of text in pixels
 FONT = "system-ui,sans-serif"
@@ -68,6 +67,19 @@ def clean(text: str) -> str:
 def text_of(text: str) -> str:
     """Text as markup."""
     return escape(clean(text))
+
+
+def attribute_of(text: str) -> str:
+    """Text as the value of an attribute, with its quotes."""
+    return quoteattr(clean(text))
+
+
+def number_text(value: float, form: str) -> str:
+    """A number in a format, with a real minus sign; – if it is not finite. Raises `UserError` for an invalid format."""
+    try:
+        return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
+    except ValueError as error:
+        raise UserError(f"form={form!r} is not a format of a number ({error}); example: '.2f'") from None
 
 
 def label(text: str, x: float, y: float, anchor: str = "start", size: float = SIZE, **attributes: str) -> str:

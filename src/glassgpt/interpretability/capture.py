@@ -29,7 +29,7 @@ from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
-HEADS_CELLS = 24_000  # in the figure of all heads, which is then smaller than 200 kB
+HEADS_CELLS = 24_000  # in the figure of all heads, which then has at most about 150 kB
 Hook = Callable[..., None]  # what is called after a module's forward pass
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.figures import Figure, heatmap, side_by_side
+from glassgpt.figures.token_row import visible
 from glassgpt.interpretability.capture import ActivationCache, require_index
 from glassgpt.interpretability.capture import heads as heads
 from glassgpt.interpretability.head_scores import HEAD_TYPES
@@ -29,7 +30,7 @@ def head(cache: ActivationCache, layer: int, head: int, tokens: Sequence[str]) -
     T, S = pattern.shape
     if len(tokens) != S:
         raise UserError(f"there are {len(tokens)} tokens and {S} keys; give the text of each key's token")
-    texts = [_visible(token) for token in tokens]
+    texts = [visible(token) for token in tokens]
     title = f"Attention of layer {layer}, head {head}"
     return heatmap(pattern, rows=texts[S - T :], columns=texts, x="key", y="query", title=title)
 
@@ -48,8 +49,8 @@ def lens(lens: Lens, tokens: Sequence[str], tokenizer: Tokenizer) -> Figure:
         [f"{escape_token(tokenizer.decode_bytes([i]))}\n{q:.2f}" for i, q in zip(*row, strict=True)]
         for row in zip(ids, p, strict=True)
     ]
-    columns = ["embedding", *(f"L{layer}" for layer in range(depths - 1))]
-    rows = [_visible(token) for token in tokens]
+    columns = ["embed", *(f"L{layer}" for layer in range(depths - 1))]
+    rows = [visible(token) for token in tokens]
     title = "Most likely next token at each depth"
     return heatmap(p, rows=rows, columns=columns, texts=texts, limits=(0, 1), x="depth", y="position", title=title)
 
@@ -60,7 +61,3 @@ def head_scores(scores: Tensor, types: Sequence[str] = HEAD_TYPES) -> Figure:
     rows, columns = [f"L{i}" for i in range(L)], [f"H{i}" for i in range(H)]
     maps = zip(types, scores, strict=True)
     return side_by_side(*(heatmap(s, rows=rows, columns=columns, title=t, limits=(0, 1)) for t, s in maps))
-
-
-def _visible(token: str) -> str:
-    return escape_token(token.encode("utf-8", "surrogatepass"))
