@@ -26,7 +26,7 @@ tokenizers model config figures utils
 
 # The modules that import a third-party library. No others may.
 OWNERS: dict[str, set[str]] = {
-    "tyro": {"cli.options", "cli.data", "cli.models", "cli.train"},
+    "tyro": {"cli.options", "cli.data", "cli.learn", "cli.models", "cli.train"},
     "rich": {"cli.console"},
     "plotly": {"report.page"},
     "jinja2": {"report.page"},

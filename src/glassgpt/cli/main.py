@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
 from glassgpt.cli.evaluate import Bench, Evaluate
+from glassgpt.cli.learn import Learn, LearnCheck
 from glassgpt.cli.models import Export, Generate, Info, Play, Report
 from glassgpt.cli.options import Command, as_typed, gives
 from glassgpt.cli.train import Plan, Recipes, Resume, Train
@@ -72,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     if arguments[:1] != ["train"] and arguments and launcher_number("WORLD_SIZE", 1) > 1:
         raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
-    for words in (1, 2):
+    for words in (2, 1):  # the longest name first: `learn check` is not a lesson
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             is_resume = name == "train" and gives(arguments, "--resume")
@@ -110,6 +111,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "export": Export,
     "report": Report,
     "recipes": Recipes,
+    "learn": Learn,
+    "learn check": LearnCheck,
     "bench": Bench,
     "tokenizer train": TrainTokenizer,
     "tokenizer show": ShowTokenizer,

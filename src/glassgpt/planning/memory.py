@@ -1,6 +1,6 @@
 """Memory of a run on each rank, bytes sent per update and how a batch is divided, by formulas from the config alone.
 
-`docs/measured/scale.md` explains the formulas and shows how close they come to real runs.
+`docs/explain/memory.md` explains the formulas. `docs/measured/scale.md` shows how close they come to real runs.
 
 Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` padded vocabulary, `H` heads, `D` head
 width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.

@@ -1,0 +1,129 @@
+"""learn: list the lessons, open one, write a file of exercises; learn check: grade such files."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from glassgpt.cli.options import Command, File, Flag, default, require_json, say, write_json
+from glassgpt.config.validation import between
+from glassgpt.utils.errors import UserError
+
+
+class Learn(Command):
+    """List the lessons of the book, or open one as a live page.
+
+    The page runs on this machine and needs no network. `glassgpt learn check FILE` checks your answers to exercises.
+    """
+
+    # Number or name of a lesson.
+    lesson: Annotated[Positional[str], arg(metavar="[LESSON]", help_behavior_hint="(default: list all)")] = ""
+    exercises: File = None  # Write the lesson's exercises to this Python file, for you to complete, and stop.
+    # Port to listen on.
+    port: Annotated[int | None, between(1, 65535), default("a free one", "N")] = None
+    no_browser: Flag = False  # Do not open a browser.
+
+    def run(self) -> None:
+        from glassgpt.learn.catalog import find_lesson, lessons
+
+        if not self.lesson:
+            if self.exercises is not None:
+                raise UserError("--exercises needs a lesson, such as: glassgpt learn 4 --exercises FILE")
+            for each in lessons():
+                print(f"{each.number:>2}  {each.title}\n    {each.question}")
+            print("\nOpen one: glassgpt learn 4. Its exercises: glassgpt learn 4 --exercises FILE")
+            return
+        lesson = find_lesson(self.lesson)
+        if self.exercises is not None:
+            from glassgpt.learn.exercises import student_file
+            from glassgpt.utils.files import readable
+
+            text = student_file(f"lesson {lesson.number}, {lesson.title}", lesson.exercises().values())
+            try:
+                with readable(self.exercises), self.exercises.open("x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                raise UserError(f"{self.exercises} exists; name another file, so that no answers are lost") from None
+            print(f"complete {self.exercises}, then: glassgpt learn check {self.exercises}")
+            return
+        self._open(lesson.path)
+
+    def _open(self, notebook: Path) -> None:
+        """Serve a notebook until interrupted."""
+        if importlib.util.find_spec("marimo") is None:
+            raise UserError("opening a lesson needs marimo: pip install 'glassgpt[learn]'")
+        port, token = self.port or _free_port(), secrets.token_urlsafe(16)
+        command = [sys.executable, "-m", "marimo", "--quiet", "run", str(notebook), "--include-code", "--headless"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
+        environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
+        assert server.stdin is not None
+        server.stdin.write(token)  # not as an argument, which other users see
+        server.stdin.close()
+        try:
+            if not _answers(port, server):
+                raise UserError(f"marimo could not serve the lesson on port {port}; choose another with --port")
+            url = f"http://127.0.0.1:{port}/?access_token={token}&show-code=true"
+            say(f"glassgpt: {url} (Ctrl-C ends it)")
+            if not self.no_browser:
+                webbrowser.open(url)
+            server.wait()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+class LearnCheck(Command):
+    """Check the answers in files of exercises: right, or why not, and a score.
+
+    It executes the files. Each answer has 20 seconds.
+    """
+
+    # Files that `glassgpt learn LESSON --exercises FILE` wrote and a student completed.
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE [FILE ...]", help_behavior_hint="")] = ()
+    json: File = None  # Also write the results to this file.
+
+    def run(self) -> None:
+        if not self.files:
+            raise UserError("learn check needs a file of exercises (glassgpt learn check --help)")
+        require_json(self.json)
+        from glassgpt.learn.checking import check_file
+
+        results = []
+        for path in self.files:
+            grades = check_file(path)
+            right = sum(grade.reason is None for grade in grades)
+            width = max(len(grade.exercise) for grade in grades)
+            print(f"{path}: {right} of {len(grades)} right")
+            for grade in grades:
+                print(f"  lesson {grade.lesson:<2}  {grade.exercise:<{width}}  {grade.reason or 'right'}")
+            rows = [dataclasses.asdict(grade) for grade in grades]
+            results.append({"file": str(path), "right": right, "exercises": len(grades), "grades": rows})
+        write_json(self.json, {"files": results})
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _answers(port: int, server: subprocess.Popen[str]) -> bool:
+    """Wait until the server accepts connections. False if it ended instead, or after a minute."""
+    deadline = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(0.1)
+    return False

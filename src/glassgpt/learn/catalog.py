@@ -1,0 +1,72 @@
+"""The lessons on disk: `lessons/NN_name.py`, each with its exercises in `lessons/exercises/NN_name.py`."""
+
+import ast
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from glassgpt.learn.exercises import Exercise
+from glassgpt.utils.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson. Its notebook's docstring gives the title, and after an empty line the question that it answers."""
+
+    path: Path
+    title: str
+    question: str
+
+    @property
+    def number(self) -> int:
+        """The number in the file's name."""
+        return int(self.path.stem[:2])
+
+    def exercises(self) -> dict[str, Exercise]:
+        """The exercises by name, in order. Executes the lesson's module of exercises."""
+        spec = importlib.util.spec_from_file_location(
+            f"exercises_{self.path.stem}", self.path.parent / "exercises" / self.path.name
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return {value.name: value for value in vars(module).values() if isinstance(value, Exercise)}
+
+    def exercises_as_markdown(self) -> str:
+        """The exercises for the end of the lesson: what to write, and the answers, folded."""
+        parts = []
+        for number, each in enumerate(self.exercises().values(), 1):
+            answer = f"/// details | Answer to exercise {number}\n\n```python\n{each.source}\n```\n\n///"
+            parts.append(f"**Exercise {number}.**\n\n```python\n{each.stub}\n```\n\n{answer}")
+        return "\n\n".join(parts)
+
+
+def lessons_directory() -> Path:
+    """The folder of the lessons: in an installed package, or in a clone of the repository."""
+    installed = Path(__file__).parent / "lessons"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "lessons"
+
+
+def lessons() -> list[Lesson]:
+    """All lessons in order. Reads only their docstrings."""
+    found = []
+    for path in sorted(lessons_directory().glob("[0-9][0-9]_*.py")):
+        title, _, question = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")
+        found.append(Lesson(path, title, " ".join(question.split())))
+    return found
+
+
+def find_lesson(word: str) -> Lesson:
+    """The lesson with this number, or with this word in the name of its file. Raises `UserError`."""
+    found = lessons()
+    for lesson in found:
+        if (word.isdecimal() and int(word) == lesson.number) or word == lesson.path.stem:
+            return lesson
+    names = [lesson.path.stem for lesson in found]
+    matching = [lesson for lesson in found if re.sub("[ -]", "_", word.lower()) in lesson.path.stem]
+    if len(matching) == 1:
+        return matching[0]
+    problem = f"several lessons match {word!r}" if word and matching else f"there is no lesson {word!r}"
+    raise UserError(f"{problem}{did_you_mean(word, names)}; `glassgpt learn` lists all {len(found)} with their numbers")

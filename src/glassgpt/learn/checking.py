@@ -1,0 +1,105 @@
+"""Grade students' files. Their code runs in a process of its own, which a time limit ends.
+
+It runs with the rights of whoever starts the check: use a container for files from strangers.
+"""
+
+import importlib.machinery
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glassgpt.learn.catalog import lessons
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import read_file
+
+SECONDS = 20.0  # for an exercise
+_TIMEOUT = 75  # exit status of a process that took longer
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The result of one exercise."""
+
+    lesson: int
+    exercise: str
+    reason: str | None  # why the answer is wrong; None if it is right
+
+
+def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
+    """Grade all exercises of each lesson that a student's file has a function of.
+
+    Raises `UserError` if the file cannot be read or executed, or has no function of any exercise.
+    """
+    read_file(path)  # raises UserError
+    grades: list[Grade] = []
+    while True:
+        command = [sys.executable, "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        problem = next((row["problem"] for row in rows if "problem" in row), None)
+        if problem is not None:
+            raise UserError(f"cannot check {path}: {problem}")
+        grades += [Grade(**row["grade"]) for row in rows if "grade" in row]
+        if rows and rows[-1] == "done":
+            return grades
+        reason = f"took longer than {seconds:g} s" if done.returncode == _TIMEOUT else "ended the process"
+        if not rows:
+            raise UserError(f"cannot check {path}: loading it {reason}")
+        number, name = rows[-1]["started"]
+        grades.append(Grade(number, name, reason))
+
+
+def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
+    """Grade the exercises after the first `skip`; yields a row before and after each."""
+    timer = _limit(seconds)
+    loader = importlib.machinery.SourceFileLoader("student", str(path))
+    module = types.ModuleType("student")
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        yield {"problem": f"loading it raised {type(error).__name__}{line}: {str(error).partition(chr(10))[0]}"}
+        return
+    timer.cancel()
+    found = [(lesson, lesson.exercises()) for lesson in lessons()]
+    rows = [
+        (lesson.number, each) for lesson, all_ in found if vars(module).keys() & all_.keys() for each in all_.values()
+    ]
+    if not rows:
+        yield {"problem": "it has no function of an exercise; start with: glassgpt learn LESSON --exercises FILE"}
+        return
+    for lesson, each in rows[skip:]:
+        yield {"started": [lesson, each.name]}
+        timer = _limit(seconds)
+        function = vars(module).get(each.name)
+        reason = each.grade(function) if callable(function) else f"the file has no function {each.name}"
+        timer.cancel()
+        yield {"grade": {"lesson": lesson, "exercise": each.name, "reason": reason}}
+    yield "done"
+
+
+def _limit(seconds: float) -> threading.Timer:
+    """End this process after a time, unless the timer is cancelled."""
+    timer = threading.Timer(seconds, os._exit, [_TIMEOUT])
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _main(arguments: Sequence[str]) -> None:
+    sys.dont_write_bytecode = True
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
+        os.dup2(2, 1)  # what students print is not a result
+        for row in _grade(Path(arguments[0]), float(arguments[1]), int(arguments[2])):
+            print(json.dumps(row), file=results, flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
