@@ -11,7 +11,7 @@ author = "The glassgpt developers"
 copyright = author
 release = version = importlib.metadata.version("glassgpt")
 
-extensions = ["myst_parser", "sphinx_copybutton", "mathml"]
+extensions = ["myst_parser", "sphinx_copybutton", "mathml", "lessons"]
 exclude_patterns = ["_*"]
 nitpicky = True
 
