@@ -60,7 +60,9 @@ def main() -> int:
     options = parser.parse_args()
     config = g.recipe("induction")
     prepare(config.data)
-    print(f"{config.steps} steps, torch {torch.__version__}, {platform.platform()}, glassgpt {g.__version__}\n")
+    print(
+        f"{config.steps} steps, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}\n"
+    )
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     are_within = []
     with tempfile.TemporaryDirectory() as folder:

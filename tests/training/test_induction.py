@@ -34,7 +34,10 @@ def test_a_short_run_learns_something(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_induction_head_forms_and_is_needed(tmp_path: Path) -> None:
-    """The score is 0.4 at least. Without this head, repeated tokens are less probable than without any other."""
+    """The score is 0.4 at least. Without this head, repeated tokens are less probable than without any other.
+
+    This is the order of mean probabilities in random strings of 16 letters (limits: docs/measured/results.md).
+    """
     run = Path(g.train(g.recipe("induction", seed=0), tmp_path / "run"))
     model, _ = g.load(run)
     scores = head_scores(model)[INDUCTION]
