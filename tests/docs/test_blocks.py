@@ -98,13 +98,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_shell(block: str) -> None:
     """Run a block in a shell that ends at the first command that fails; check that the files of its options exist."""
-    command = ["sh", "-e", "-x", "-c", block]
+    command = ["bash", "-e", "-o", "pipefail", "-x", "-c", block]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900, stdin=subprocess.DEVNULL)
     if done.returncode:
         pytest.fail(f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}", pytrace=False)
     for words in commands_of(block):
         for option, value in itertools.pairwise(words):
             assert option not in ("--out", "--json") or Path(value).exists(), f"{value} was not written"
+
+
+@pytest.mark.parametrize("block", ["false\ntrue", "false | true", "echo glassgpt export --out missing"])
+def test_a_block_fails_with_any_of_its_commands_and_without_its_files(block: str) -> None:
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        run_shell(block)
 
 
 @pytest.mark.slow
