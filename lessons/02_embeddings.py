@@ -115,9 +115,7 @@ def _(names, similarity):
     among = similarity[vowels][:, vowels].masked_select(~torch.eye(5).bool()).mean()
     across = similarity[vowels][:, others].mean()
     assert among > across + 0.1
-    mo.md(
-        f"Mean similarity of two vowels: {among:.2f}; vowel, consonant: {across:.2f}."
-    )
+    mo.md(f"Mean similarity: two vowels {among:.2f}, vowel and consonant {across:.2f}.")
     return
 
 
@@ -145,9 +143,8 @@ def order_effect(position: str, layers: int) -> float:
     """Largest change of a new model's last scores if dog and man change places."""
     shape = {"vocab_size": 8, "context_length": 8, "n_embd": 32, "n_head": 2}
     new = GPT.create(ModelConfig(**shape, n_layer=layers, position=position), seed=2)
-    sentences = torch.tensor(
-        [[0, 1, 2, 3], [2, 1, 0, 3]]
-    )  # words as ids; 3 is the stop
+    dog, bites, man, stop = range(4)
+    sentences = torch.tensor([[dog, bites, man, stop], [man, bites, dog, stop]])
     with torch.no_grad():
         scores = new(sentences)[:, -1]  # (2, V)
     return (scores[0] - scores[1]).abs().max().item()
@@ -170,9 +167,9 @@ def _():
 def _():
     mo.md(r"""
     One layer without positions cannot see the order (what remains is rounding). Two
-    layers can: tokens see only earlier ones. In the first layer, *bites* takes in
-    *dog* in one sentence and *man* in the other. The second layer sees that difference
-    (Haviv et al., 2022). But this is indirect, so most models get positions.
+    layers can: a token sees only itself and earlier ones. In the first layer, *bites*
+    takes in *dog* in one sentence and *man* in the other. The second layer sees that
+    difference (Haviv et al., 2022). But this is indirect, so most models get positions.
 
     ## Added positions
 
@@ -203,7 +200,7 @@ def _():
     mo.md(r"""
     How similar are two positions? By $\cos(a - b) = \cos a \cos b + \sin a \sin b$,
 
-    $$p_t \cdot p_s = \sum_i \cos\big(\omega_i (t - s)\big)$$
+    $$p_t \cdot p_s = \sum_i \cos(\omega_i (t - s))$$
 
     **Predict.** The figure shows this product for a position $t$ and all $s$. When
     you move $t$, does the curve change its shape, its height, or its place?
@@ -325,7 +322,7 @@ def _(base):
 def _():
     mo.md(r"""
     It falls, but in waves: fast arrows return to their start again and again. A larger
-    base makes the slow arrows slower, so that the score falls more slowly. This suits
+    base slows all arrows but the first, so that the score falls more slowly. This suits
     long texts: Code Llama (Rozière et al., 2023) uses 1,000,000. Trained queries and
     keys are not equal, so a head can also learn to look at other distances.
 

@@ -112,10 +112,10 @@ def _():
 
     ## In which order?
 
-    Neighbouring windows are about the same subject. A batch of neighbours would show
-    the model one subject at a time, so windows are mixed. The simple way is to draw
-    each window at random. The other way is a *permutation*: each window once, in mixed
-    order. A pass through all windows is an *epoch*.
+    Neighbouring windows are often about the same subject. A batch of neighbours would
+    show the model one subject at a time, so windows are mixed. The simple way is to
+    draw each window at random. The other way is a *permutation*: each window once, in
+    mixed order. A pass through all windows is an *epoch*.
 
     **Predict.** We draw as many times as there are windows, at random. How many
     windows does the model not see in this time: about 1 %, 10 % or 40 %?
@@ -137,10 +137,10 @@ def _(epochs):
     n = 1000
     draws = drawn(np.arange(epochs.value * n), n, key=3)  # with the library's numbers
     times = np.bincount(draws, minlength=n)  # (n,): how often each window is seen
-    share = {f"{k}×": (times == k).mean() for k in range(12)}
+    share = {str(k): (times == k).mean() for k in range(12)}
     unseen = (1 - 1 / n) ** (epochs.value * n)  # the formula below
-    assert abs(share["0×"] - unseen) < 0.01
-    name = f"{epochs.value * n:,} draws of {n:,} windows: share seen"
+    assert abs(share["0"] - unseen) < 0.01
+    name = f"{epochs.value * n:,} draws of {n:,} windows: share by times seen"
     bars(share, title=name, form=".1%")
     return
 
@@ -274,12 +274,8 @@ def _(world):
         reader[rows] = rank
     assert (reader >= 0).all()
     names = [str(number) for number in numbers]
-    tokens(
-        names,
-        reader,
-        title=f"Rank that reads each window, of {world.value}",
-        form=".0f",
-    )
+    heading = f"Rank that reads each window, of {world.value}"
+    tokens(names, reader, title=heading, form=".0f")
     return
 
 
@@ -326,8 +322,9 @@ def _():
     relative = [(error / exact.norm()).item() for error in errors]
     assert 1.8 < relative[0] / relative[2] < 2.2
     curves = {"different rows": ([*groups], relative)}
-    curves["same rows"] = [*groups], [relative[0]] * 4  # equal gradients: W is as 1
-    lines(curves, title="Error of the gradient", x="ranks of 4 rows each", points=True)
+    curves["same rows"] = [*groups], [relative[0]] * 4  # equal gradients: as for W = 1
+    error_title = "Relative error of the gradient"
+    lines(curves, title=error_title, x="ranks of 4 rows each", points=True)
     return
 
 
@@ -335,7 +332,7 @@ def _():
 def _():
     mo.md(r"""
     With different rows, 4 ranks halve the error, since $\sqrt{4} = 2$. With the same
-    rows, 4 ranks do the work of one at four times the cost, and no error is reported.
+    rows, 4 ranks do the work of one at four times the cost, and nothing warns.
     (The error is the length of the difference, relative to the length of the mean
     gradient of all 512 windows.)
 
