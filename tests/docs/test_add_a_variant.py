@@ -28,9 +28,9 @@ AS_ROPE = {
 
 
 def apply(diff: str, files: list[Path]) -> None:
-    """Apply a diff of the guide to the one file that has its line, at that line's indentation."""
-    old = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("-"))
-    new = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    """Apply a diff of the guide to the one file that has its old lines, at their indentation."""
+    old = "\n".join(line[1:] for line in diff.splitlines() if line[0] in " -")
+    new = [line[1:] for line in diff.splitlines() if line[0] in " +"]
     if not old:
         old = next(line for begin, line in BEFORE.items() if new[0].startswith(begin))
         new += ["", "", old] if new[0].startswith("class") else [old]
