@@ -19,7 +19,7 @@ with app.setup(hide_code=True):
     from glassgpt.config.model import ModelConfig
     from glassgpt.data.builtin_texts import python_docs
     from glassgpt.data.tokenizer_training import train_bpe
-    from glassgpt.figures import lines, tokens
+    from glassgpt.figures import heatmap, lines, tokens
     from glassgpt.learn.catalog import find_lesson
     from glassgpt.tokenizers.builtin import (
         BPETokenizer,
@@ -76,7 +76,7 @@ def _():
     try:
         by_character.encode("the dog")
     except UserError as error:
-        refusal = str(error).splitlines()[0]
+        refusal = str(error).splitlines()[0].rstrip(";")
     mo.md(f"Ids of `the cat`: {ids}. Error for `the dog`: `{refusal}`")
     return
 
@@ -92,8 +92,8 @@ def _():
     Every text is stored as *bytes*, numbers from 0 to 255. The encoding UTF-8 gives
     each character one to four of them. So 256 ids are enough for any text.
 
-    **Predict.** How many bytes does `é` have? And `日`, or an emoji? Choose a text:
-    each box is a byte, with its value below.
+    **Predict.** How many bytes does `é` have? And `€`, or an emoji? Choose a text: each
+    box is a byte, and a stronger colour is a character of more bytes.
     """)
     return
 
@@ -101,7 +101,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     example = mo.ui.dropdown(
-        options=["cafe", "café", "日本", "🙂!"], value="cafe", label="text"
+        options=["cafe", "café", "5 €", "ok 🙂"], value="cafe", label="text"
     )
     example
     return (example,)
@@ -109,21 +109,21 @@ def _():
 
 @app.cell
 def _(example):
-    names, values = [], []
-    for letter in example.value:
-        encoded = letter.encode("utf-8")
-        names += [f"{letter}{'₁₂₃₄'[i]}" for i in range(len(encoded))]
-        values += list(encoded)
+    letters = [letter for letter in example.value for _ in letter.encode("utf-8")]
+    values = list(example.value.encode("utf-8"))
     assert values == BytesTokenizer().encode(example.value).tolist()
+    sizes_of = [[len(letter.encode("utf-8")) for letter in letters]]
     title = f"{len(example.value)} characters, {len(values)} bytes"
-    tokens(names, values, title=title, form=".0f")
+    shown_values = [[str(value) for value in values]]
+    columns = [letter.replace(" ", "␣") for letter in letters]
+    heatmap(sizes_of, columns=columns, texts=shown_values, limits=(0, 4), title=title)
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    English letters have one byte, `é` has two, `日` three and the emoji four. So a
+    English letters have one byte, `é` has two, `€` three and the emoji four. So a
     byte model can see and write anything. The price is length: English has one token
     per letter, and other scripts several. Attention compares each token with
     all earlier ones, so twice the tokens are four times the comparisons.
@@ -151,9 +151,10 @@ def split(text: str) -> list[str]:
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    `split("It's 1984.  Run!")` is `["It", "'s", " 1984", ".", " ", " Run", "!"]`. The
-    words ` Run` and `Run` are different tokens. This is why a prompt should not end
-    with a space: in training, the space came with its word.
+    An example, with `␣` for a space: `It's␣1984.␣␣Run!` has the pieces `It`, `'s`,
+    `␣1984`, `.`, `␣`, `␣Run` and `!`. The words `␣Run` and `Run` are different tokens.
+    This is why a prompt should not end with a space: in training, the space came with
+    its word.
 
     ## Merge by merge
 
@@ -216,11 +217,12 @@ def encode(text: str, merges: list[tuple[int, int]]) -> list[int]:
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    Sennrich's example is a text with ` low` 5 times, ` lower` 2 times, ` newest` 6
-    times and ` widest` 3 times.
+    Sennrich's example is a text with `␣low` 5 times, `␣lower` 2 times, `␣newest` 6
+    times and `␣widest` 3 times.
 
-    **Predict.** Which pair is merged first? And the word ` lowest` never occurs in
-    this text: into which tokens will it be split after 10 merges? Move the slider.
+    **Predict.** Which pair is merged first? And the word `␣lowest` never occurs in
+    this text: into which tokens will it be split after 10 merges? Move the slider; a
+    number is a token's length in bytes.
     """)
     return
 
@@ -247,8 +249,8 @@ def _(count):
     pieces = [small.decode([i]) for i in sample_ids]
     if count.value >= 5:
         assert pieces[-2:] == [" low", "est"]
-    shown = f"{len(pieces)} tokens after {count.value} merges, with their ids"
-    tokens(pieces, sample_ids, title=shown, form=".0f")
+    shown = f"{len(pieces)} tokens after {count.value} merges"
+    tokens(pieces, list(map(len, pieces)), title=shown, form=".0f")
     return
 
 
@@ -256,7 +258,7 @@ def _(count):
 def _():
     mo.md(r"""
     The pairs `e s` and `s t` both occur 9 times, more often than any other pair. The
-    smaller ids win: `es` is first, then `est`. After 5 merges, ` lowest` is ` low` and
+    smaller ids win: `es` is first, then `est`. After 5 merges, `␣lowest` is `␣low` and
     `est`, although the tokenizer has never seen it and knows no grammar. Frequent
     words become one token, and rare words become familiar pieces. In the worst case
     the pieces are single bytes, so nothing is unknown.

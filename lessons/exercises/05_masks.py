@@ -1,7 +1,6 @@
 """Exercises of lesson 5, masks."""
 
 import torch
-from torch import Tensor
 
 from glassgpt.learn.exercises import Answer, exercise, expect, expect_close
 
@@ -33,7 +32,7 @@ def _(answer: Answer) -> None:
 
 
 @exercise
-def document_mask(is_end: Tensor) -> Tensor:
+def document_mask(is_end: torch.Tensor) -> torch.Tensor:
     """Return a causal mask (T, T) for documents that are packed into one text.
 
     `is_end` (T,) is True at the last token of each document; the last document may be
@@ -47,7 +46,7 @@ def document_mask(is_end: Tensor) -> Tensor:
 def _(answer: Answer) -> None:
     is_end = torch.tensor([0, 0, 1, 1, 0, 0]).bool()  # documents of 3, 1 and 2 tokens
     result, right = answer(is_end), document_mask(is_end)
-    expect(isinstance(result, Tensor), "it must return a tensor")
+    expect(isinstance(result, torch.Tensor), "it must return a tensor")
     expect(result.shape == (6, 6), f"expected shape (6, 6), not {tuple(result.shape)}")
     expect(result.dtype == torch.bool, f"a mask is bool, not {result.dtype}")
     expect(result.diagonal().all(), "some token does not see itself: softmax gives NaN")
