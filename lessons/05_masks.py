@@ -199,7 +199,7 @@ def _():
     heatmap(
         torch.stack(changes), rows=["before softmax", "after softmax"],
         columns=list("the list is·"), form=".1%",
-        title="Change of the output, with the mask before and after the softmax",
+        title="Change of the output by place of the mask",
     )  # fmt: skip
     return
 
@@ -208,10 +208,10 @@ def _():
 def _():
     mo.md(r"""
     Masked before the softmax, only the last position changes. Masked after it, *all*
-    positions change: the sum below the fraction of the softmax still has the scores of
-    future tokens in it. Their weights are 0, but they take weight away from the others.
-    A model trained with such a mask could read the future, and its loss would look
-    better than it is. A test by perturbation, as here, finds such leaks.
+    positions change: the denominator of the softmax still has the scores of future
+    tokens in it. Their weights are 0, but they take weight away from the others. A
+    model trained with such a mask could read the future, and its loss would look better
+    than it is. A test by perturbation, as here, finds such leaks.
 
     ## Layers carry information further
 
@@ -346,7 +346,8 @@ def _():
 
     - A mask is fixed and acts on scores, before the softmax.
     - $L$ layers of window $W$ reach $L(W - 1)$ tokens back.
-    - Causal global tokens send, but receive nothing from later tokens. Longformer's do.
+    - Causal global tokens send, but receive nothing from later tokens. Longformer's
+      receive too.
     - To test a mask, change one token and see what else changes.
 
     ## Exercises

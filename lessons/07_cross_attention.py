@@ -132,8 +132,9 @@ def _():
     Cross-attention is the attention of lesson 4 with one change. The queries come from
     the target ($T$ words), the keys and values from the source ($S$ words):
 
-    $$y = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}}\right) v, \qquad q = x W_q,
-    \quad k = m W_k, \quad v = m W_v$$
+    $$q = x W_q, \quad k = m W_k, \quad v = m W_v$$
+
+    $$y = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}}\right) v$$
 
     Here $x$ is the target and $m$, the *memory*, is what the encoder made of the
     source. The weights have the shape $(T, S)$. There is no causal mask: the whole
@@ -307,7 +308,7 @@ def weights_of(model: nn.ModuleDict, mix: bool, pairs: list) -> list[Tensor]:
     return [w[: len(p[1]), : len(p[0])] for w, p in zip(weights, pairs, strict=True)]
 
 
-@app.function
+@app.function(hide_code=True)
 def aligned(weights: list[Tensor], pairs: list) -> list[bool]:
     """Whether each target word has its largest weight at the word it translates."""
     return [
@@ -390,9 +391,8 @@ def _():
     to target rows and source columns. We train the library's GPT (2 layers, 1 head,
     about as many parameters) in this way.
 
-    **Predict.** Of all target words in the 200 test sentences, how many look most at
-    their source word, in each layer of each model? A random place is right in about 1
-    of 7 cases.
+    **Predict.** The part has the shape of a cross-attention matrix. Will it show the
+    alignment: in the first layer, in the second, in both, or not at all?
     """)
     return
 
@@ -446,14 +446,64 @@ def compared(tests: list) -> tuple[dict[str, float], dict[str, float]]:
     ids, goals = one_text(tests)
     for seed in range(2):
         gpt, name = trained_gpt(seed), f"GPT, seed {seed}"
-        with torch.no_grad(), capture(gpt) as cache:
+        with torch.no_grad():
             right[name] = share_right(gpt(ids), goals)
-        for i, layer in enumerate(cache.layers):
-            patterns = zip(layer.pattern(head=0), tests, strict=True)
-            parts = [w[len(s) :, : len(s)] for w, (s, _, _) in patterns]
+        for i, parts in enumerate(gpt_weights(seed, tests)):
             hits = aligned(parts, tests)
             looking[f"{name}, layer {i}"] = sum(hits) / len(hits)
     return right, looking
+
+
+@app.function(hide_code=True)
+def gpt_weights(seed: int, pairs: list) -> list[list[Tensor]]:
+    """For both layers, attention (T, S) of target rows to source columns per pair."""
+    model = trained_gpt(seed)
+    with torch.no_grad(), capture(model) as cache:
+        model(one_text(pairs)[0])
+    return [
+        [
+            matrix[len(s) : len(s) + len(target), : len(s)]
+            for matrix, (s, target, _) in zip(layer.pattern(head=0), pairs, strict=True)
+        ]
+        for layer in cache.layers
+    ]
+
+
+@app.cell(hide_code=True)
+def _():
+    part_of_gpt = mo.ui.dropdown(
+        {f"seed {i}, layer {j}": (i, j) for i in range(2) for j in range(2)},
+        value="seed 0, layer 0",
+        label="GPT",
+    )
+    part_of_gpt
+    return (part_of_gpt,)
+
+
+@app.cell
+def _(part_of_gpt, tests):
+    gpt_seed, gpt_layer = part_of_gpt.value
+    part = gpt_weights(gpt_seed, tests[:1])[gpt_layer]
+    gpt_hits = aligned(part, tests[:1])
+    heatmap(
+        part[0],
+        rows=tests[0][1],
+        columns=tests[0][0],
+        title=f"{sum(gpt_hits)} of {len(gpt_hits)} words look most at their source",
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md(r"""
+    One sentence proves little.
+
+    **Predict.** Of all target words in the 200 test sentences, how many look most at
+    their source word, in each layer of each model? A random place is right in about 1
+    of 7 cases.
+    """)
+    return
 
 
 @app.cell
@@ -474,7 +524,7 @@ def _(looking, right):
     assert looking["not mixed"] > 0.95
     assert max(looking[f"mixed, seed {seed}"] for seed in range(3)) < 0.95
     assert looking["GPT, seed 0, layer 1"] > looking["GPT, seed 1, layer 1"] + 0.1
-    mo.md("Right translations: " + ", ".join(f"{n} {r:.1%}" for n, r in right.items()))
+    mo.md("Right translations: " + "; ".join(f"{n}: {r:.1%}" for n, r in right.items()))
     return
 
 
