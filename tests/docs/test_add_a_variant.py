@@ -28,9 +28,9 @@ AS_ROPE = {
 
 
 def apply(diff: str, files: list[Path]) -> None:
-    """Apply a diff of the guide to the one file that has its line, at that line's indentation."""
-    old = "\n".join(line[1:] for line in diff.splitlines() if line.startswith("-"))
-    new = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    """Apply a diff of the guide to the one file that has its old lines, at their indentation."""
+    old = "\n".join(line[1:] for line in diff.splitlines() if line[0] in " -")
+    new = [line[1:] for line in diff.splitlines() if line[0] in " +"]
     if not old:
         old = next(line for begin, line in BEFORE.items() if new[0].startswith(begin))
         new += ["", "", old] if new[0].startswith("class") else [old]
@@ -55,9 +55,10 @@ def test_the_variant_of_the_guide_passes_its_tests(tmp_path: Path) -> None:
         assert config.count(old) == 1
         config = config.replace(old, new)
     files[0].write_text(config, encoding="utf-8")
-    (command,) = re.findall(r"```sh\n\.venv/bin/python (.*?)\n```", GUIDE)
+    (block,) = re.findall(r"```sh\n(.*?)```", GUIDE, re.S)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, *shlex.split(command), "-v", "-n", "0", "-p", "no:cacheprovider"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    environment |= {"PYTEST_ADDOPTS": "-v -n 0 -p no:cacheprovider"}
+    command = ["bash", "-e", "-c", block.replace(".venv/bin/python", shlex.quote(sys.executable))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "alibi" in done.stdout  # in the names of tests

@@ -24,7 +24,7 @@ COMMAND = re.compile(rf"^\s*(?:\$ |% |>>> |(?:\S*/)?(?:{'|'.join(PROGRAMS.split(
 OPTION = r"(?<![\w-])--[a-z][\w.-]*\w"
 OTHER_OPTIONS = set(
     "--max-restarts --shutdown-timeout --rdzv-id --rdzv-conf "  # torchrun
-    "--batch --signal --always_save_checkpoint".split()  # scancel, nanoGPT
+    "--batch --signal --always_save_checkpoint --version".split()  # scancel, nanoGPT, glassgpt without a command
 )
 
 
