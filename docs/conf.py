@@ -18,6 +18,7 @@ extensions = [
     "sphinx_copybutton",
     "docstrings",
     "generated",
+    "lessons",
     "mathml",
 ]
 exclude_patterns = ["_*"]
