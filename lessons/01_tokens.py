@@ -113,10 +113,10 @@ def _(example):
     values = list(example.value.encode("utf-8"))
     assert values == BytesTokenizer().encode(example.value).tolist()
     sizes_of = [[len(letter.encode("utf-8")) for letter in letters]]
-    title = f"{len(example.value)} characters, {len(values)} bytes"
-    shown_values = [[str(value) for value in values]]
-    columns = [letter.replace(" ", "␣") for letter in letters]
-    heatmap(sizes_of, columns=columns, texts=shown_values, limits=(0, 4), title=title)
+    look = {"title": f"{len(example.value)} characters, {len(values)} bytes"}
+    look["columns"] = [letter.replace(" ", "␣") for letter in letters]
+    look["texts"] = [[str(value) for value in values]]
+    heatmap(sizes_of, limits=(0, 4), form=".0f", **look)
     return
 
 
@@ -259,9 +259,9 @@ def _():
     mo.md(r"""
     The pairs `e s` and `s t` both occur 9 times, more often than any other pair. The
     smaller ids win: `es` is first, then `est`. After 5 merges, `␣lowest` is `␣low` and
-    `est`, although the tokenizer has never seen it and knows no grammar. Frequent
-    words become one token, and rare words become familiar pieces. In the worst case
-    the pieces are single bytes, so nothing is unknown.
+    `est`, although this word was not in the text, and counting was the only rule.
+    Frequent words become one token, and rare words become familiar pieces. In the
+    worst case the pieces are single bytes, so nothing is unknown.
 
     The same functions now learn 100 merges from 50,000 characters of the Python
     documentation. Then they encode a text that training did not see.

@@ -123,7 +123,7 @@ def _(names, similarity):
 def _():
     mo.md(r"""
     The vowels are close to each other, although nobody labelled them. Similar letters
-    follow after vowels, so similar vectors help to predict. Rare characters were
+    follow after vowels, so similar vectors help to predict. Very rare characters were
     hardly trained, so their neighbours may be chance.
 
     ## The same words in another order

@@ -198,9 +198,9 @@ def permute(place: int, n: int, key: int) -> int:
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    The network permutes all numbers of `2 * half` bits, more than $n$. If the result
-    is $n$ or larger, it is applied again until it is not (*cycle walking*; Black and
-    Rogaway, 2002). This is still a permutation, since no two numbers below $n$ can
+    The network permutes all numbers of `2 * half` bits, at least $n$ of them. If the
+    result is $n$ or larger, it is applied again until it is not (*cycle walking*; Black
+    and Rogaway, 2002). This is still a permutation, since no two numbers below $n$ can
     arrive at the same one.
 
     Now the batch. From a text of $N$ tokens, an epoch takes $n = \lfloor (N - T) / T
