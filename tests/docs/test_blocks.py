@@ -89,6 +89,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("GLASSGPT_CACHE", str(folder / "cache"))
         config = g.recipe("demo", data={"source": "my.txt"}, steps=4, eval_every=2, checkpoint_every=2)
         for name in ("demo", "mine"):
             g.train(config, out=f"runs/{name}")
