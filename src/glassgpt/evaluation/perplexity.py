@@ -25,7 +25,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
 from glassgpt.utils.arguments import check_arguments
-from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
+from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision, require_memory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
@@ -102,6 +102,7 @@ def measure_stream(
     its share of the windows, which may be empty. Raises `UserError` for fewer than two tokens.
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
+    context_length = max(1, min(context_length, len(stream)))
     device = model.embedding.weight.device
     batch_size = max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
     # Without marks between documents, only the index shows where a tokenizer of a file may have put a space.
@@ -251,6 +252,10 @@ def evaluate(
     with suppress(UserError):  # the device may lack the run's precision
         precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
     options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
+    length = min(context_length or model.config.context_length, max(map(len, streams)))
+    each_token = inference.forward_bytes(model, 1, 2 if precision in ("bfloat16", "float16") else 4)
+    where, fewer = model.embedding.weight.device, "a context length"
+    require_memory(where, f"a context of {length:,} tokens", length, each_token, fewer, "use a smaller model")
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
