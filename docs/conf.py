@@ -15,7 +15,7 @@ extensions = ["myst_parser", "sphinx_copybutton", "mathml"]
 exclude_patterns = ["_*"]
 nitpicky = True
 
-myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "html_image"]
 myst_heading_anchors = 3  # `#a-heading`, as GitHub makes them
 
 html_theme = "furo"
