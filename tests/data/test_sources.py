@@ -3,17 +3,20 @@
 import os
 import re
 import socket
+import string
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from glassgpt.config.schema import ReadingConfig
+from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data import builtin_texts as module
 from glassgpt.data import sources
 from glassgpt.data.builder import text_identity
-from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
+from glassgpt.data.builtin_texts import PythonDocs, RepeatedStrings, Shakespeare, repeated_strings
+from glassgpt.data.dataset import open_dataset
+from glassgpt.data.prepare import prepare
 from glassgpt.data.sources import LocalFiles, PreparedDataset, Source, read_source, resolve
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
@@ -131,6 +134,7 @@ def test_text_identity_ignores_times_and_commits(tmp_path: Path) -> None:
     for identity in (
         PythonDocs().identity(),
         Shakespeare().identity(),
+        RepeatedStrings().identity(),
         {"repository": "a/b", "files": [{"name": "c"}]},
     ):
         assert text_identity(identity) == text_identity({**identity, "commit": "1"})
@@ -278,3 +282,44 @@ def test_python_docs_is_another_text_under_another_python(monkeypatch: pytest.Mo
     assert PythonDocs().is_unchanged(recorded)
     monkeypatch.setattr(sys, "version", "3.99.0")
     assert not PythonDocs().is_unchanged(recorded)
+
+
+# The beginnings of the first two documents.
+REPEATED = ["tkgnkuhmpxnhtqgxzvxisxtkgn", "mclpxzmwguoaskvramwmclpxzm"]
+
+
+def period(text: str) -> int:
+    """Return the shortest period of a text."""
+    return next(p for p in range(1, len(text) + 1) if text[p:] == text[:-p])
+
+
+def test_repeated_strings_repeat_with_different_periods() -> None:
+    """Each document repeats at least four times, and each of the 17 periods has its share of the documents."""
+    texts = repeated_strings()
+    assert set("".join(texts)) == set(string.ascii_lowercase)
+    periods = Counter(map(period, texts))
+    assert sorted(periods) == list(range(8, 25))
+    assert max(periods) * 4 <= min(map(len, texts))
+    assert all(0.7 < count * 17 / len(texts) < 1.3 for count in periods.values())
+
+
+def test_repeated_strings_are_reproducible() -> None:
+    """The numbers are of the generator of Python 3.11, and another seed gives other strings."""
+    assert repeated_strings(count=2, length=26) == REPEATED
+    assert repeated_strings() == repeated_strings()
+    assert not set(repeated_strings()) & set(repeated_strings(seed=1))
+    ((_, first), (_, second), *rest) = read_source(RepeatedStrings(), ReadingConfig(column="other"))
+    assert [first.text[:26], second.text[:26]] == REPEATED
+    assert len(rest) == 4998
+
+
+def test_no_repeated_string_is_in_both_splits() -> None:
+    """No 8 letters in a row occur in both splits, so that no string does, at whatever letter it begins."""
+    dataset = open_dataset(prepare(DataConfig(source="repeated-strings")))
+    train, validation = (
+        dataset.tokenizer.decode(split.read(0, len(split))) for split in (dataset.train, dataset.validation)
+    )
+    assert 8 < len(train) / len(validation) < 10
+    pieces = {train[i : i + 8] for i in range(len(train) - 7)}
+    pieces = {piece for piece in pieces if piece.isalpha()}
+    assert not pieces & {validation[i : i + 8] for i in range(len(validation) - 7)}

@@ -14,7 +14,6 @@ import shutil
 import string
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -90,6 +89,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("GLASSGPT_CACHE", str(folder / "cache"))
         config = g.recipe("demo", data={"source": "my.txt"}, steps=4, eval_every=2, checkpoint_every=2)
         for name in ("demo", "mine"):
             g.train(config, out=f"runs/{name}")
@@ -99,13 +99,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_shell(block: str) -> None:
     """Run a block in a shell that ends at the first command that fails; check that the files of its options exist."""
-    command = ["sh", "-e", "-x", "-c", block]
+    command = ["bash", "-e", "-o", "pipefail", "-x", "-c", block]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900, stdin=subprocess.DEVNULL)
     if done.returncode:
         pytest.fail(f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}", pytrace=False)
     for words in commands_of(block):
         for option, value in itertools.pairwise(words):
             assert option not in ("--out", "--json") or Path(value).exists(), f"{value} was not written"
+
+
+@pytest.mark.parametrize("block", ["false\ntrue", "false | true", "echo glassgpt export --out missing"])
+def test_a_block_fails_with_any_of_its_commands_and_without_its_files(block: str) -> None:
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        run_shell(block)
 
 
 @pytest.mark.slow
@@ -123,17 +129,18 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for example in parse(page, run_shell):
-        with subtests.test(f"line {example.line}"), suppress(SkipTest):  # the test below shows the reason
-            example.evaluate()
+        with subtests.test(f"line {example.line}"):
+            try:
+                example.evaluate()
+            except SkipTest as reason:
+                pytest.skip(f"{name_of(page)}:{example.line} {reason}")
     for status in folder.glob("runs/*/status.json"):
         assert json.loads(status.read_text())["state"] == "finished", status.parent.name
 
 
 @pytest.mark.parametrize("skipped", SKIPPED, ids=lambda skipped: f"{name_of(skipped.page)}:{skipped.example.line}")
-def test_skipped_blocks_have_valid_options_and_say_what_they_need(skipped: Skipped) -> None:
-    """Show the reason in the list of skipped tests."""
-    match = re.fullmatch(r'"(needs [^"]+)"', skipped.reason)
-    assert match, f'{skipped.reason}: write the reason as "needs ..."'
+def test_a_skipped_block_says_what_it_needs_and_has_valid_options(skipped: Skipped) -> None:
+    assert re.fullmatch(r'"needs [^"]+"', skipped.reason), f'{skipped.reason}: write it as "needs ..."'
     for words in commands_of(skipped.example.parsed):
         if words[0] == "--version":
             continue
@@ -143,4 +150,3 @@ def test_skipped_blocks_have_valid_options_and_say_what_they_need(skipped: Skipp
             command.parse(words[0], words[length:])
         except UserError as error:
             pytest.fail(f"glassgpt {' '.join(words)}: {error}", pytrace=False)
-    pytest.skip(f"{name_of(skipped.page)}:{skipped.example.line} {match[1]}")

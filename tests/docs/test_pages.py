@@ -1,13 +1,16 @@
-"""Pages: code blocks that the tests can run, complete tables, and links to existing files."""
+"""Pages: code blocks that the tests can run, options that exist, complete tables, and links to existing files."""
 
 import dataclasses
+import io
 import re
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from docs_harness import PAGES, name_of
+from docs_harness import PAGES, ROOT, name_of
+from glassgpt.cli.main import COMMANDS, main
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe_names
 
@@ -17,6 +20,12 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n]*)\n(?P<bo
 LANGUAGES = {"sh", "python", "toml", "json", "diff", "text"}
 PROGRAMS = "glassgpt torchrun python python3 pip make sbatch srun sphinx-build git uv conda docker curl wget export"
 COMMAND = re.compile(rf"^\s*(?:\$ |% |>>> |(?:\S*/)?(?:{'|'.join(PROGRAMS.split())}) )", re.M)
+
+OPTION = r"(?<![\w-])--[a-z][\w.-]*\w"
+OTHER_OPTIONS = set(
+    "--max-restarts --shutdown-timeout --rdzv-id --rdzv-conf "  # torchrun
+    "--batch --signal --always_save_checkpoint --version".split()  # scancel, nanoGPT, glassgpt without a command
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -35,16 +44,38 @@ def test_every_block_has_a_language_and_only_sh_and_python_blocks_hold_commands(
             tomllib.loads(block["body"])
 
 
-def test_every_model_setting_is_in_a_table() -> None:
-    tables = [text.partition("| setting | values |")[2].partition("\n\n")[0] for text in TEXTS.values()]
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Return the options of all commands, from their help, and of the benchmarks, from their code."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    for command in [*COMMANDS, "train --resume x"]:
+        output = io.StringIO()
+        with redirect_stdout(output), pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        texts.append(output.getvalue())
+    return {option for text in texts for option in re.findall(OPTION, text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_in_the_text_exists(page: Path, options: set[str]) -> None:
+    """Options in `code` outside of blocks, which nothing runs."""
+    spans = re.findall(r"`[^`\n]+`", FENCE.sub("", TEXTS[page]))
+    assert {option for span in spans for option in re.findall(OPTION, span)} <= options | OTHER_OPTIONS
+
+
+def missing(names: set[str], head: str, directive: str) -> set[str]:
+    """Return the names that are in no table with this head, unless a page generates the table from the code."""
+    if any(f"{{generated}} {directive}\n" in text for text in TEXTS.values()):
+        return set()
+    tables = [text.partition(head)[2].partition("\n\n")[0] for text in TEXTS.values()]
+    return {name for name in names if not any(f"`{name}`" in table for table in tables)}
+
+
+def test_tables_hold_every_model_setting_and_every_recipe() -> None:
     sizes = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
-    names = {field.name for field in dataclasses.fields(ModelConfig)} - sizes
-    assert {name for name in names if not any(f"`{name}`" in table for table in tables)} == set()
-
-
-def test_every_recipe_is_in_a_table() -> None:
-    tables = [text.partition("| recipe |")[2].partition("\n\n")[0] for text in TEXTS.values()]
-    assert {name for name in recipe_names() if not any(f"`{name}`" in table for table in tables)} == set()
+    settings = {field.name for field in dataclasses.fields(ModelConfig)} - sizes
+    assert missing(settings, "| setting | values |", "settings") == set()
+    assert missing(set(recipe_names()), "| recipe |", "recipe-table") == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -120,12 +120,18 @@ def _documented(hidden: Collection[str], info: StructTypeInfo) -> Any:
 
 def help_texts(options: type) -> dict[str, str]:
     """Return the help of a dataclass's fields by name: the comment of an option, the docstring of a config."""
-    texts = dict[str, str]()
-    for kind in reversed(options.__mro__):
-        texts |= _field_comments(kind.__module__).get(kind.__name__, {})
+    texts = field_comments(options)
     for name, kind in typing.get_type_hints(options).items():
         if dataclasses.is_dataclass(kind):
             texts[name] = (kind.__doc__ or "").partition("\n")[0]
+    return texts
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """Return the comments of a class's fields by name, also those of fields that it inherits."""
+    texts = dict[str, str]()
+    for kind in reversed(cls.__mro__):
+        texts |= _field_comments(kind.__module__).get(kind.__name__, {})
     return texts
 
 

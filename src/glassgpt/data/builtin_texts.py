@@ -1,4 +1,4 @@
-"""Texts that are always available: the documentation bundled with Python, and Shakespeare's plays by download.
+"""Texts that are always available: Python's documentation, random strings, and Shakespeare's plays by download.
 
 python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (of `help("yield")`) and the
 docstrings of the standard library. Only paragraphs of prose are kept, each once and on one line, in 78 characters.
@@ -7,7 +7,9 @@ docstrings of the standard library. Only paragraphs of prose are kept, each once
 import ast
 import hashlib
 import json
+import random
 import re
+import string
 import sys
 import sysconfig
 import warnings
@@ -62,25 +64,66 @@ class Shakespeare(BuiltinText):
         return {"sha256": SHAKESPEARE_SHA256}
 
 
-class PythonDocs(BuiltinText):
-    """The documentation of the running Python (see `python_docs`)."""
+class GeneratedText(BuiltinText):
+    """A text that the code of this file computes."""
 
-    name = location = "python-docs"
+    name: str
+    location: str
+
+    @abstractmethod
+    def documents(self) -> list[str]:
+        """The documents in order. The cache keeps them, so they are computed once."""
 
     def files(self) -> list[SourceFile]:
-        """The one file, which is written now if it is missing. Raises `UserError` as `python_docs` does."""
-        version = f"{'.'.join(map(str, sys.version_info[:3]))}-{self.identity()['rules'][:12]}"
-        path = cache_directory() / "downloads" / f"python-docs-{version}.jsonl"
+        """The one file, which is written now if it is missing. Raises `UserError` as `documents` does."""
+        version = hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:12]
+        path = cache_directory() / "downloads" / f"{self.name}-{version}.jsonl"
         with explain_os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():
-                    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in python_docs()))
-        return [SourceFile("python-docs.jsonl", path.stat().st_size, path)]
+                    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in self.documents()))
+        return [SourceFile(f"{self.name}.jsonl", path.stat().st_size, path)]
 
     def identity(self) -> dict[str, Any]:
-        """The Python version, and the hash of this file, which has the rules of selection."""
-        return {"python": sys.version, "rules": sha256_of(Path(__file__))}
+        """The hash of this file, which has the rules."""
+        return {"rules": sha256_of(Path(__file__))}
+
+
+class PythonDocs(GeneratedText):
+    """The documentation of the running Python (see `python_docs`)."""
+
+    name = location = "python-docs"
+
+    def documents(self) -> list[str]:
+        return python_docs()
+
+    def identity(self) -> dict[str, Any]:
+        """The Python version, and the hash of this file."""
+        return {"python": sys.version, **super().identity()}
+
+
+class RepeatedStrings(GeneratedText):
+    """Random strings that repeat (see `repeated_strings`)."""
+
+    name = location = "repeated-strings"
+
+    def documents(self) -> list[str]:
+        return repeated_strings()
+
+
+def repeated_strings(count: int = 5000, length: int = 96, seed: int = 0) -> list[str]:
+    """Documents of `length` characters: a random string of 8 to 24 lower-case letters, repeated. Always the same.
+
+    The text is predictable only by what followed the same letters before: strings do not recur in other documents, and
+    periods differ. It trains induction heads (Olsson et al., 2022, "In-context Learning and Induction Heads").
+    """
+    draw, texts = random.Random(seed).random, list[str]()  # Python guarantees the numbers of `random` alone
+    for _ in range(count):
+        period = 8 + int(17 * draw())
+        once = "".join(string.ascii_lowercase[int(26 * draw())] for _ in range(period))
+        texts.append((once * length)[:length])
+    return texts
 
 
 def python_docs() -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
+from glassgpt.data.builtin_texts import GeneratedText, PythonDocs, RepeatedStrings, Shakespeare
 from glassgpt.data.dataset import is_dataset
 from glassgpt.data.folders import FolderFiles, find_files, is_below
 from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
@@ -114,7 +114,7 @@ def _hash(path: Path) -> str:
         return sha256_of(path)
 
 
-Source = LocalFiles | HubSource | PythonDocs | Shakespeare
+Source = LocalFiles | HubSource | GeneratedText | Shakespeare
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PreparedDataset:
 
 
 # Hub sources are created at each lookup, since they keep the hub's answers.
-_BUILTIN: Mapping[str, Source] = {"python-docs": PythonDocs(), "shakespeare": Shakespeare()}
+_BUILTIN: Mapping[str, Source] = {each.name: each for each in (PythonDocs(), Shakespeare(), RepeatedStrings())}
 REGISTERED: tuple[str, ...] = (*_BUILTIN, *HUB_NAMES)
 _CHOICES = (
     "a source is a file, a folder, a pattern of files, a prepared dataset, a dataset of the Hugging Face Hub "

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST, LARGEST = 1e-3, 1e6  # outside, ticks are written with an exponent
+_TINY, _HUGE = 1e-250, 1e250  # values beyond have no place: differences and ratios of such values overflow
+_SMALLEST, _LARGEST = 1e-3, 1e6  # ticks outside have an exponent
+
+
+def placed(values: np.ndarray, log: bool = False) -> np.ndarray:
+    """The values (N,), NaN for those without a place on an axis: not finite, or not above 0 on a log axis."""
+    with np.errstate(invalid="ignore"):
+        has_place = (np.abs(values) < _HUGE) & ((values > _TINY) if log else True)
+    return np.where(has_place, values, np.nan)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values to pixels. Values without a place (not finite; on a log scale, not above 0) become NaN."""
+    """Maps values to pixels; values without a place become NaN."""
 
     low: float
     high: float
@@ -24,9 +32,7 @@ class Scale:
         return places
 
     def _warp(self, values: np.ndarray) -> np.ndarray:
-        if not self.log:
-            return np.where(np.isfinite(values), values, np.nan)
-        return np.log10(np.where(np.isfinite(values) & (values > 0), values, np.nan))
+        return np.log10(placed(values, log=True)) if self.log else placed(values)
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round values from low to high."""
@@ -34,54 +40,54 @@ class Scale:
 
 
 def scale_of(values: np.ndarray, start: float, stop: float, log: bool, pad: float = 0.04) -> Scale:
-    """A scale over all values that have a place, with a margin; from 0 to 1 (log: 0.1 to 1) if none has."""
-    placed = values[np.isfinite(values) & ((values > 0) if log else True)]
-    if not placed.size:
-        return Scale(0.1 if log else 0.0, 1.0, start, stop, log)
-    low, high = float(placed.min()), float(placed.max())
-    if low == high:
-        margin = abs(low) / 2 or 1.0
-        return Scale(low / 2 if log else low - margin, 2 * high if log else high + margin, start, stop, log)
+    """A scale over all values, with a margin; from 0 to 1 (log: 0.1 to 1) if none has a place."""
+    kept = placed(values, log)[~np.isnan(placed(values, log))]
+    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.1 if log else 0.0, 1.0)
     if log:
-        factor = (high / low) ** pad
+        factor = 10 ** (pad * (math.log10(high) - math.log10(low))) if high > 1.001 * low else 2.0
         return Scale(low / factor, high * factor, start, stop, log)
-    margin = pad * (high - low)
-    return Scale(low if low == 0 and pad < 0.05 else low - margin, high + margin, start, stop, log)
+    largest = max(abs(low), abs(high))
+    margin = pad * (high - low) if high - low > max(_TINY, 1e-9 * largest) else max(largest / 2, 1e-3)
+    return Scale(low - margin, high + margin, start, stop)
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from low to high: about `count`, at least 2 between them."""
-    rough = (high - low) / max(1, count)
+    """Multiples of 1, 2 or 5 times a power of ten from low to high: about `count`, at least 2."""
+    rough = (high - low) / max(2, count)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if last - first < 1:
+        return linear_ticks(low, high, 2 * count)
     return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Powers of ten from low to high; over less than two decades also 2 and 5 times those; or round values."""
+    """Powers of ten from low to high; below two decades also 2 and 5 times those, or linear ticks if these are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / max(1, count)))
-    powers = [10.0**p for p in range(first, last + 1) if p % every == 0]
-    factors = (1,) if math.log10(high / low) >= 2 else (1, 2, 5)
-    ticks = [f * p for p in powers for f in factors if low * (1 - 1e-9) <= f * p <= high * (1 + 1e-9)]
+    factors = (1,) if math.log10(high) - math.log10(low) >= 2 else (1, 2, 5)
+    candidates = [factor * 10.0**power for power in range(first, last + 1) if power % every == 0 for factor in factors]
+    ticks = [tick for tick in candidates if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
     return ticks if len(ticks) >= 2 else linear_ticks(low, high, count)
 
 
 def tick_texts(ticks: list[float]) -> list[str]:
-    """Ticks as text, with the same number of decimals where they are evenly spaced."""
-    return [_tick_text(tick, ticks) for tick in ticks]
+    """Ticks as texts: with the same number of decimals if they are evenly spaced, or with an exponent."""
+    largest, steps = max(abs(tick) for tick in ticks), np.diff(ticks)
+    if largest >= _LARGEST or largest < _SMALLEST or (min(ticks) > 0 and min(ticks) < _SMALLEST):
+        texts = [_with_exponent(tick) for tick in ticks]
+    elif np.allclose(steps, steps[0]):
+        decimals = max(0, -math.floor(math.log10(steps[0]) + 1e-9))
+        texts = [f"{tick:,.{decimals}f}" if tick else "0" for tick in ticks]
+    else:
+        texts = [f"{tick:,.6f}".rstrip("0").rstrip(".") for tick in ticks]
+    return [text.replace("-", "−") for text in texts]
 
 
-def _tick_text(tick: float, ticks: list[float]) -> str:
-    largest = max(abs(t) for t in ticks)
-    if tick == 0:
-        return "0"
-    if largest >= LARGEST or abs(tick) < SMALLEST:
-        mantissa, _, exponent = f"{tick:.3e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
-    text = f"{tick:,.6f}".rstrip("0").rstrip(".")
-    return text.replace("-", "−")
+def _with_exponent(tick: float) -> str:
+    mantissa, _, exponent = f"{tick:.6e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if tick else "0"
 
 
 def thinned(values: np.ndarray, limit: int) -> np.ndarray:

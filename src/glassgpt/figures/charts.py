@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.figures.axes import Scale, scale_of, thinned, tick_texts
+from glassgpt.figures.axes import Scale, placed, scale_of, thinned, tick_texts
+from glassgpt.figures.cells import NEGATIVE, POSITIVE
 from glassgpt.figures.svg import (
     SERIES,
     WIDTH,
@@ -15,6 +16,7 @@ from glassgpt.figures.svg import (
     heading,
     label,
     number,
+    number_text,
     shortened,
     text_width,
     tooltip,
@@ -25,6 +27,7 @@ from glassgpt.utils.errors import UserError
 HEIGHT = 210  # of the area of a line chart
 MAX_POINTS = 600  # of a line: more than one per pixel
 MAX_TOOLTIPS = 200  # points of a chart that show their values under the pointer
+Style = dict[str, str | float]  # attributes of a stroke
 _DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "12 4")  # a second sign besides the colour
 
 
@@ -36,30 +39,35 @@ def lines(
     y: str = "",
     log_x: bool = False,
     log_y: bool = False,
-    points: bool = False,
+    points: bool | Collection[str] = False,
+    faint: Collection[str] = (),
 ) -> Figure:
     """Draw curves by their names: each a pair of numbers xs (N,) and ys (N,), as arrays, tensors or lists.
 
-    A value that is not finite, or not above 0 on a log axis, is a gap. `points` marks each value. Lines of more than
-    600 values are thinned; their extremes stay. Raises `UserError` if a curve's xs and ys differ in length.
+    `points` marks the values of all curves, or of the named ones; `faint` names curves in the background. A value that
+    is not finite, or not above 0 on a log axis, is a gap. Curves of more than 600 values are thinned, and their
+    extremes stay. Raises `UserError` if a curve's xs and ys differ in length.
     """
     data = {name: _pair(name, *pair) for name, pair in series.items()}
+    marked = set(data) if points is True else set(points or ())
+    styles = _styles(list(data), faint)
     head, top = heading(title)
-    legend, taken = _legend(list(data), top) if len(data) > 1 else ("", 0.0)
+    legend, taken = _legend(styles, marked, top) if len(data) > 1 else ("", 0.0)
     top += taken + (20 if y else 6)
     all_x, all_y = (np.concatenate([pair[i] for pair in data.values()] or [np.zeros(0)]) for i in (0, 1))
     y_scale = scale_of(all_y, top + HEIGHT, top, log_y)
     y_ticks = y_scale.ticks(5)
     left = 10 + max(text_width(text) for text in tick_texts(y_ticks))
-    x_scale = scale_of(all_x, left, WIDTH - 12, log_x, pad=0.0 if not points else 0.04)
+    x_scale = scale_of(all_x, left, WIDTH - 12, log_x, pad=0.02 if marked else 0.0)
     parts = [head, legend, _grid(x_scale, y_scale, y_ticks)]
     parts += [label(y, 0, top - 8)] if y else []
     parts += [label(x, (left + WIDTH - 12) / 2, top + HEIGHT + 36, "middle")] if x else []
     has_tooltips = len(all_x) <= MAX_TOOLTIPS
-    for i, (name, (xs, ys)) in enumerate(data.items()):
-        parts.append(_curve(i, x_scale(xs), y_scale(ys)))
-        if points or has_tooltips:
-            parts.append(_points(i, name if len(data) > 1 else "", xs, ys, x_scale, y_scale, points))
+    for name, (xs, ys) in data.items():
+        parts.append(_curve(x_scale(xs), y_scale(ys), styles[name]))
+        if name in marked or has_tooltips:
+            color = styles[name]["stroke"]
+            parts.append(_points(name if len(data) > 1 else "", xs, ys, x_scale, y_scale, color, name in marked))
     return drawing(WIDTH, top + HEIGHT + (44 if x else 24), title or f"Line chart of {', '.join(data)}", *parts)
 
 
@@ -67,26 +75,36 @@ def _pair(name: str, xs: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:
     xs, ys = vector(xs, f"the xs of {name!r}"), vector(ys, f"the ys of {name!r}")
     if len(xs) != len(ys):
         raise UserError(f"the series {name!r} has {len(xs)} xs and {len(ys)} ys; give as many of both")
-    kept = thinned(np.where(np.isfinite(ys), ys, np.nan), MAX_POINTS)
+    kept = thinned(placed(ys), MAX_POINTS)
     return xs[kept], ys[kept]
 
 
-def _stroke(i: int, **attributes: str | float) -> dict[str, str | float]:
-    """How the i-th series is drawn: by colour and by dashes."""
-    dashes = _DASHES[i % len(_DASHES)]
-    dashed: dict[str, str | float] = {"stroke_dasharray": dashes} if dashes else {}
-    return {"fill": "none", "stroke": SERIES[i % len(SERIES)], "stroke_width": 2, **dashed, **attributes}
+def _styles(names: list[str], faint: Collection[str]) -> dict[str, Style]:
+    """How each curve is drawn: by colour and by dashes, the faint ones thin and in the text's colour."""
+    styles: dict[str, Style] = {}
+    clear = [name for name in names if name not in faint]
+    for name in names:
+        if name in faint:
+            styles[name] = {"stroke": "currentColor", "stroke_width": 1, "stroke_opacity": 0.35}
+        else:
+            i = clear.index(name)
+            dashes = _DASHES[i % len(_DASHES)]
+            styles[name] = {"stroke": SERIES[i % len(SERIES)], "stroke_width": 2}
+            styles[name] |= {"stroke_dasharray": dashes} if dashes else {}
+    return styles
 
 
-def _legend(names: list[str], top: float) -> tuple[str, float]:
+def _legend(styles: dict[str, Style], marked: Collection[str], top: float) -> tuple[str, float]:
     """Names with a piece of their line, in rows, and the height that they take."""
     parts, x, y = [], 0.0, top + 12
-    for i, name in enumerate(names):
-        name = shortened(name, WIDTH - 40)
+    for original, style in styles.items():
+        name = shortened(original, WIDTH - 40)
         width = 34 + text_width(name) + 12
         if x and x + width > WIDTH:
             x, y = 0.0, y + 20
-        parts.append(element("path", d=f"M{number(x)} {number(y - 4)}h28", **_stroke(i)))
+        parts.append(element("path", d=f"M{number(x)} {number(y - 4)}h28", fill="none", **style))
+        if original in marked:
+            parts.append(element("circle", cx=x + 14, cy=y - 4, r=3, fill=style["stroke"]))
         parts.append(label(name, x + 34, y))
         x += width
     return "".join(parts), y - top + 10
@@ -114,23 +132,25 @@ def _rule(path: str, opacity: float) -> str:
     return element("path", d=path, stroke="currentColor", stroke_opacity=opacity)
 
 
-def _curve(i: int, px: np.ndarray, py: np.ndarray) -> str:
+def _curve(px: np.ndarray, py: np.ndarray, style: Style) -> str:
     """A path through points in pixels, interrupted at NaN."""
-    is_placed = np.isfinite(px) & np.isfinite(py)
+    is_placed = np.pad(np.isfinite(px) & np.isfinite(py), 1)
     commands = []
-    for k in np.flatnonzero(is_placed):
-        commands.append(f"{'L' if k and is_placed[k - 1] else 'M'}{px[k]:.1f} {py[k]:.1f}")
-    return element("path", d="".join(commands), stroke_linejoin="round", **_stroke(i)) if commands else ""
+    for k in np.flatnonzero(is_placed[1:-1]):
+        is_alone = not is_placed[k] and not is_placed[k + 2]
+        commands.append(f"{'L' if is_placed[k] else 'M'}{px[k]:.1f} {py[k]:.1f}{'h0' if is_alone else ''}")
+    ends: Style = {"stroke_linejoin": "round", "stroke_linecap": "round"}
+    return element("path", d="".join(commands), fill="none", **ends, **style) if commands else ""
 
 
-def _points(i: int, name: str, xs: np.ndarray, ys: np.ndarray, x: Scale, y: Scale, is_visible: bool) -> str:
+def _points(name: str, xs: np.ndarray, ys: np.ndarray, x: Scale, y: Scale, color: str | float, is_visible: bool) -> str:
     """A mark at each point that has a place, with its values as tooltip."""
     marks = []
     for value, other, px, py in zip(xs, ys, x(xs), y(ys), strict=True):
         if np.isfinite(px) and np.isfinite(py):
             text = tooltip(f"{name}: {value:.6g}, {other:.6g}".removeprefix(": "))
             marks.append(element("circle", text, cx=px, cy=py, r=3 if is_visible else 6))
-    return element("g", *marks, fill=SERIES[i % len(SERIES)], fill_opacity=1 if is_visible else 0) if marks else ""
+    return element("g", *marks, fill=color, fill_opacity=1 if is_visible else 0) if marks else ""
 
 
 def bars(
@@ -143,25 +163,28 @@ def bars(
 ) -> Figure:
     """Draw a horizontal bar per name, from 0 to its value, with the value by the format `form`.
 
-    `y` names the quantity and its unit. `highlight` names bars that stand out. A value that is not finite has no bar.
+    `y` names the quantity and its unit. `highlight` names bars that stand out. If a value is negative, the colours
+    show the signs, as in `heatmap`. A value that is not finite has no bar.
     """
     numbers = {name: float(vector([value], f"the value of {name!r}")[0]) for name, value in values.items()}
     head, top = heading(title)
     top += 18 if y else 0
-    finite = [v for v in numbers.values() if np.isfinite(v)] or [0.0]
-    low, high = min(0.0, *finite), max(0.0, *finite)
-    texts = [format(v, form).replace("-", "−") for v in numbers.values()]
-    left = min(0.4 * WIDTH, 8 + max((text_width(name) for name in numbers), default=0))
-    room = 8 + max((text_width(text) for text in texts), default=0)
+    finite = placed(np.array([0.0, *numbers.values()]))
+    low, high = float(np.nanmin(finite)), float(np.nanmax(finite))
+    texts = [number_text(v, form) for v in numbers.values()]
+    bold = 1.12 if highlight else 1.0
+    left = min(0.4 * WIDTH, 8 + max((bold * text_width(name) for name in numbers), default=0))
+    room = 8 + max((bold * text_width(text) for text in texts), default=0)
     scale = Scale(low, high if high > low else low + 1, left + (room if low < 0 else 0), WIDTH - room)
     zero = float(scale(np.zeros(1))[0])
     parts = [head] + ([label(y, left, top - 4)] if y else [])
     for i, ((name, v), text) in enumerate(zip(numbers.items(), texts, strict=True)):
         at = top + 22 * i
         weight = "bold" if name in highlight else "normal"
-        parts.append(label(shortened(name, left - 8), left - 8, at + 15, "end", font_weight=weight))
-        end = float(scale(np.array([v if np.isfinite(v) else 0.0]))[0])
-        color = SERIES[1] if name in highlight or (v < 0 and not highlight) else SERIES[0]
+        parts.append(label(shortened(name, (left - 8) / bold), left - 8, at + 15, "end", font_weight=weight))
+        end = float(np.nan_to_num(scale(np.array([v])), nan=zero)[0])
+        by_sign = NEGATIVE if v < 0 else POSITIVE
+        color = by_sign if low < 0 else SERIES[1] if name in highlight else SERIES[0]
         box = {"x": min(zero, end), "y": at + 3, "width": abs(end - zero), "height": 16}
         parts.append(element("rect", tooltip(f"{name}: {v:.6g}"), fill=color, **box))
         parts.append(

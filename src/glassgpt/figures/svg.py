@@ -5,6 +5,7 @@ at least 3 to white and to near black, and cells of a heat map are a colour over
 id, a style sheet, a script or an address, so any number of them can be on a page.
 """
 
+import math
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,10 @@ import numpy as np
 from glassgpt.utils.errors import UserError
 
 SERIES = ("#0072b2", "#d55e00", "#00916a", "#a35fc4", "#9a7200", "#7a7f87")
-POSITIVE, NEGATIVE = "#cc5a00", "#2b7bc8"  # of heat maps, as on the playground's page
-STRONGEST = 0.85  # opacity of the largest value of a heat map: text on it stays readable on both kinds of page
 WIDTH = 480  # of a chart in pixels, on a screen that is wide enough
 SIZE = 13  # of text in pixels
 FONT = "system-ui,sans-serif"
+_WIDTHS = dict.fromkeys("mwMW%@…", 0.95) | dict.fromkeys("ijl.,:;'|() ", 0.4)  # em of wide and of narrow characters
 _MIN_WIDTH_SHARE = 0.72  # a figure shrinks to this share of its width, then it scrolls
 
 
@@ -69,6 +69,19 @@ def text_of(text: str) -> str:
     return escape(clean(text))
 
 
+def attribute_of(text: str) -> str:
+    """Text as the value of an attribute, with its quotes."""
+    return quoteattr(clean(text))
+
+
+def number_text(value: float, form: str) -> str:
+    """A number in a format, with a real minus sign; – if it is not finite. Raises `UserError` for an invalid format."""
+    try:
+        return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
+    except ValueError as error:
+        raise UserError(f"form={form!r} is not a format of a number ({error}); example: '.2f'") from None
+
+
 def label(text: str, x: float, y: float, anchor: str = "start", size: float = SIZE, **attributes: str) -> str:
     """A text element whose baseline is at y."""
     sizes: dict[str, str | float] = {} if size == SIZE else {"font_size": size}
@@ -89,7 +102,7 @@ def drawing(width: float, height: float, title: str, *children: str) -> Figure:
         "viewBox": f"0 0 {number(width)} {number(height)}",
         "width": width,
         "role": "img",
-        "style": f"{least}max-width:{number(width) + 'px' if least else '100%'};height:auto",
+        "style": f"{least}max-width:100%;height:auto",  # a minimum wins over a maximum
         "font_family": FONT,
         "font_size": SIZE,
         "fill": "currentColor",
@@ -103,9 +116,8 @@ def heading(title: str) -> tuple[str, float]:
 
 
 def text_width(text: str, size: float = SIZE) -> float:
-    """Estimated width of a text in pixels: no font is known here. Wide (East Asian) characters count twice."""
-    units = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.61 for c in text)
-    return size * units
+    """Estimated width of a text in pixels, rather too large than too small: the font is not known here."""
+    return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else _WIDTHS.get(c, 0.62) for c in text)
 
 
 def shortened(text: str, width: float, size: float = SIZE) -> str:

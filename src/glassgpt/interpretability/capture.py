@@ -22,12 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glassgpt.figures import Figure, heatmap_grid
 from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
+HEADS_CELLS = 24_000  # in the figure of all heads, which then has at most about 150 kB
 Hook = Callable[..., None]  # what is called after a module's forward pass
 
 
@@ -132,6 +134,14 @@ class ActivationCache(_Recorded):
         """Raise `UserError` unless a forward pass was captured."""
         _ = self.ln_final
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the shapes, and all heads' attention."""
+        if "ln_final" not in vars(self):
+            return "no activations captured yet"
+        (B, T), (_, H, _, D), C = self.ids.shape, self.layers[0].rot_q.shape, self.ln_final.shape[-1]
+        shapes = f"batch {B}, tokens {T}, layers {len(self.layers)}, heads {H} of width {D}, channels {C}"
+        return f"<div>ActivationCache: {shapes}</div>{heads(self)}"
+
 
 @check_arguments
 @contextmanager
@@ -204,3 +214,21 @@ def attention_overview(cache: ActivationCache, size: int = 48) -> tuple[Tensor, 
         thumbnails.append(F.adaptive_max_pool2d(first, shape))  # not the mean, in which single bright cells would fade
         entropies.append(torch.special.entr(first).sum(dim=-1).mean(dim=-1) / math.log(2))
     return torch.stack(thumbnails), torch.stack(entropies), errors
+
+
+def heads(cache: ActivationCache) -> Figure:
+    """Draw all heads' attention in the first sequence: layers as rows, heads as columns.
+
+    In a head, rows are queries and columns are keys; a text of more tokens than cells shows the largest weight per
+    cell. The tooltips hold the mean entropies of `attention_overview`. Raises `UserError` before a pass.
+    """
+    cache.require_pass()
+    H = cache.layers[0].rot_q.shape[1]
+    size = max(12, min(48, math.isqrt(HEADS_CELLS // (len(cache.layers) * H))))
+    patterns, entropies, _ = attention_overview(cache, size)
+    rows, columns = [f"L{i}" for i in range(len(patterns))], [f"H{i}" for i in range(H)]
+    tips = [
+        [f"{row} {column}: mean entropy {bits:.2f} bits" for column, bits in zip(columns, each, strict=True)]
+        for row, each in zip(rows, entropies.tolist(), strict=True)
+    ]
+    return heatmap_grid(patterns, rows=rows, columns=columns, tooltips=tips, title="Attention of all heads")

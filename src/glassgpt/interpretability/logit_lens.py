@@ -11,6 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from glassgpt.figures import Figure, bars
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations, at_least_float32, require_index
 from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.finite import require_finite
@@ -139,6 +140,24 @@ class Attribution:
     logit: float  # the token's, before a soft-cap
     against_logit: float | None  # that of the token that it is compared with
     parts: list[Contribution]  # their values sum to logit - against_logit
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return str(attribution(self))
+
+
+def attribution(attribution: Attribution, count: int = 12) -> Figure:
+    """Draw the `count` largest contributions to a logit (or to a difference) as bars, and the sum of the others.
+
+    The largest absolute values come first. All bars sum to the value in the title.
+    """
+    parts = sorted(attribution.parts, key=lambda part: -abs(part.value))
+    values = {part.name: part.value for part in parts[:count]}
+    if parts[count:]:
+        values[f"{len(parts) - count} others"] = sum(part.value for part in parts[count:])
+    total = attribution.logit - (attribution.against_logit or 0.0)
+    name = "logit" if attribution.against_logit is None else "difference of the logits"
+    return bars(values, form="+.2f", title=f"Contributions to the {name}: {total:.2f}")
 
 
 @torch.no_grad()

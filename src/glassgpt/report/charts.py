@@ -19,7 +19,7 @@ from glassgpt.runs.metrics import Record
 
 Array = np.ndarray
 # Title, key in the training records, number format, whether to smooth, whether the y axis is logarithmic.
-_CURVES = (
+CURVES = (
     ("Learning rate", "lr", ".3~g", False, False),
     ("Gradient norm before clipping", "grad_norm", ".3~g", True, True),
     ("Tokens per second", "tokens_per_second", ".4~s", True, False),
@@ -41,32 +41,39 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
             charts.append(chart)
 
     is_single = len(runs) == 1
-    training, validation = _training(runs, "loss", smooth=True), _evaluated(runs, "val_loss", "validation")
+    training, validation = training_traces(runs, "loss", smooth=True), evaluation_traces(runs, "val_loss", "validation")
     validation += _loss_lines(runs)
     if is_single:
         add("Loss (nats per token)", ".4~g", training + validation, tall=True)
     else:
         add("Training loss, smoothed (nats per token)", ".4~g", training, tall=True)
         add("Validation loss (nats per token)", ".4~g", validation, tall=True)
-        add("Validation, bits per byte", ".4~g", _evaluated(runs, "val_bits_per_byte"))
-    scores = _evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised")
+        add("Validation, bits per byte", ".4~g", evaluation_traces(runs, "val_bits_per_byte"))
+    scores = evaluation_traces(runs, "hellaswag_acc_norm", "HellaSwag, normalised")
     add("HellaSwag", ".1~%", scores + _hellaswag_lines(runs), tall=True)
-    for title, key, form, smooth, log in _CURVES:
-        add(title + (", smoothed" if smooth and not is_single else ""), form, _training(runs, key, smooth), log=log)
+    for title, key, form, smooth, log in CURVES:
+        add(
+            title + (", smoothed" if smooth and not is_single else ""),
+            form,
+            training_traces(runs, key, smooth),
+            log=log,
+        )
     if is_single:  # a chart with a curve per parameter group
         for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
             groups = enumerate(PARAM_GROUPS.items())
-            traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
+            traces = [
+                evaluation_traces(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups
+            ]
             add(title, ".3~g", [trace for trace in traces if trace["y"]], log=True, tall=True, section="Norms")
     else:  # a chart per group
-        gradients = _evaluated(runs, "grad_norms", group="embedding")
+        gradients = evaluation_traces(runs, "grad_norms", group="embedding")
         add("Embedding-gradient norm before clipping", ".3~g", gradients, log=True, section="Norms")
         for group, name in PARAM_GROUPS.items():
-            add(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group), section="Norms")
+            add(f"Weight norm: {name}", ".4~g", evaluation_traces(runs, "weight_norms", group=group), section="Norms")
     return charts
 
 
-def _training(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record]:
+def training_traces(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record]:
     """Curves of a number that each update records."""
     traces = []
     for number, run in enumerate(runs):
@@ -83,7 +90,7 @@ def _training(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record
     return traces
 
 
-def _evaluated(runs: Sequence[RunRecords], key: str, name: str = "", group: str | None = None) -> list[Record]:
+def evaluation_traces(runs: Sequence[RunRecords], key: str, name: str = "", group: str | None = None) -> list[Record]:
     """Points of a value of the evaluations, of those that have it: before the first update there is no gradient."""
     traces = []
     for number, run in enumerate(runs):

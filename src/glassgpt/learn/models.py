@@ -1,0 +1,25 @@
+"""A small model that lessons train on the spot, once per process."""
+
+import contextlib
+import functools
+import io
+import tempfile
+from pathlib import Path
+
+from glassgpt.config.recipes import recipe
+from glassgpt.interop.references import load
+from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.training.run import train
+
+
+@functools.cache
+def trained_model(steps: int = 150) -> tuple[GPT, Tokenizer]:
+    """A character model of 2 layers and 4 heads of 16, trained on the Python documentation in a few seconds."""
+    model = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 64}
+    config = recipe(
+        "demo", steps=steps, batch_tokens=1024, micro_batch_size=16, context_start=32, model=model,
+        eval_every=0, eval_tokens=4096, checkpoint_every=0, sample={"max_new_tokens": 1}, probe={"every": 0},
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return load(train(config, out=Path(folder, "run")))
