@@ -26,7 +26,7 @@ exclude_patterns = ["_*"]
 nitpick_ignore_regex = [("py:class", r"(torch|numpy|pathlib|collections\.abc)\..+"), ("py:class", "BlockMask")]
 smartquotes = False  # they make one dash of two, also in the names of options
 
-myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "html_image"]
+myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "dollarmath", "html_image"]
 myst_heading_anchors = 3  # `#a-heading`, as GitHub makes them
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}

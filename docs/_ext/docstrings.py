@@ -3,9 +3,11 @@
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+import glassgpt
 from glassgpt.cli.options import field_comments
 from glassgpt.config.validation import StrictConfig
 
@@ -35,6 +37,14 @@ def shorten_signature(
     return ("(**settings)", result) if is_config else None
 
 
+def name_origins(app: Sphinx, doctree: nodes.document) -> None:
+    """Give names that are documented as `glassgpt.NAME` the address of their module too: pages of code link there."""
+    for node in doctree.findall(addnodes.desc_signature):
+        if node.get("module") == "glassgpt":
+            node["module"] = getattr(glassgpt, node["fullname"].partition(".")[0]).__module__
+            node["ids"].append(f"{node['module']}.{node['fullname']}")
+
+
 def leave_as_code(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Element) -> Any:
     """Show a name between backticks that is not on a page of its own: an argument, a file, a word of code."""
     return content if node.get("reftype") == "obj" else None
@@ -45,5 +55,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("doctree-read", name_origins, priority=400)  # before viewcode's
     app.connect("missing-reference", leave_as_code)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
