@@ -45,21 +45,23 @@ class Control:
     label: str
     values: Mapping[str, Any]
     start: int
+    is_menu: bool
 
 
 def cells_of(source: str) -> Iterator[Cell]:
     """The cells that have a result (which may be None), in order: all but the setup."""
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.FunctionDef) or not node.decorator_list:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not node.decorator_list:
             continue
         decorator = ast.unparse(node.decorator_list[0])
-        is_function = decorator.startswith("app.function")
-        body = [node] if is_function else [part for part in node.body if not isinstance(part, ast.Return)]
-        first = node.lineno if is_function else body[0].lineno
+        is_cell = decorator.startswith("app.cell")  # otherwise a function or class, which readers can import
+        body = [part for part in node.body if not isinstance(part, ast.Return)] if is_cell else [node]
+        first = body[0].lineno
         text = textwrap.dedent("\n".join(source.splitlines()[first - 1 : body[-1].end_lineno]))
-        names = {
-            n.id for part in body for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
+        stored = (
+            n for part in body for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        )
+        names = {name.id for name in stored} if is_cell else set()
         yield Cell(text, "hide_code=True" not in decorator, frozenset(names))
 
 
@@ -87,7 +89,8 @@ def controls_of(definitions: Mapping[str, Any]) -> dict[str, Control]:
             continue
         assert 1 < len(values) <= MOST_VALUES, f"control {name} has {len(values)} values"
         label = re.sub("<[^>]+>", "", marimo.md(value._args.label).text).strip()
-        found[name] = Control(label, values, list(values.values()).index(value.value))
+        start = list(values.values()).index(value.value)
+        found[name] = Control(label, values, start, isinstance(value, marimo.ui.dropdown))
     return found
 
 
@@ -156,12 +159,19 @@ def _raw(markup: str) -> str:
 
 
 def _control(name: str, control: Control) -> str:
-    values = html.escape(json.dumps(list(control.values)))
-    start = list(control.values)[control.start]
+    """The control as HTML; its value is the number of a value."""
+    label = f'<label for="control-{name}">{html.escape(control.label)}</label>'
+    if control.is_menu:
+        options = (
+            f'<option value="{number}"{" selected" if number == control.start else ""}>{html.escape(text)}</option>'
+            for number, text in enumerate(control.values)
+        )
+        return f'<p class="control">{label} <select id="control-{name}">{"".join(options)}</select></p>'
+    values, start = html.escape(json.dumps(list(control.values))), list(control.values)[control.start]
     return (
-        f'<p class="control"><label for="control-{name}">{html.escape(control.label)}</label> '
-        f'<input type="range" id="control-{name}" min="0" max="{len(control.values) - 1}" value="{control.start}" '
-        f'data-values="{values}" aria-valuetext="{start}"> <output for="control-{name}">{start}</output></p>'
+        f'<p class="control">{label} <input type="range" id="control-{name}" min="0" max="{len(control.values) - 1}" '
+        f'value="{control.start}" data-values="{values}" aria-valuetext="{start}"> '
+        f'<output for="control-{name}">{start}</output></p>'
     )
 
 

@@ -143,6 +143,18 @@ class OfflineTab:
             self.problems.append(f"{self.page.url}: {message.text}")
 
 
+def test_the_checks_notice_other_hosts(browser: Any, tmp_path: Path) -> None:
+    hosts = [f"https://{letter}.invalid/x" for letter in "abcd"]
+    style = f'@import "{hosts[2]}"; body {{ background: url({hosts[3]}) }}'
+    page = tmp_path / "page.html"
+    page.write_text(f'<link rel="stylesheet" href="{hosts[0]}"><img src="{hosts[1]}"><style>{style}</style>')
+    assert Page(page).loaded == hosts
+    tab = OfflineTab(browser, 1280, False)
+    tab.page.goto(page.as_uri())
+    tab.context.close()
+    assert {host for host in hosts if any(f"request to {host}" in problem for problem in tab.problems)} == {*hosts}
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["laptop", "phone"])
 def test_every_page_opens_offline_and_fits_the_screen(
     browser: Any, site: Path, pages: dict[Path, Page], width: int, dark: bool

@@ -6,6 +6,8 @@ import io
 import tempfile
 from pathlib import Path
 
+import torch
+
 from glassgpt.config.recipes import recipe
 from glassgpt.interop.references import load
 from glassgpt.model.gpt import GPT
@@ -21,5 +23,12 @@ def trained_model(steps: int = 150) -> tuple[GPT, Tokenizer]:
         "demo", steps=steps, batch_tokens=1024, micro_batch_size=16, context_start=32, model=model,
         eval_every=0, eval_tokens=4096, checkpoint_every=0, sample={"max_new_tokens": 1}, probe={"every": 0},
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return load(train(config, out=Path(folder, "run")))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model this small trains no faster on two, and on a busy machine far slower
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            trained, tokenizer = load(train(config, out=Path(folder, "run")))
+    finally:
+        torch.set_num_threads(threads)
+    assert tokenizer is not None
+    return trained, tokenizer
