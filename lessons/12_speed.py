@@ -305,7 +305,7 @@ def _(block_size):
 def _():
     mo.md(r"""
     Each row sums to 1, and each new block shrinks *all* earlier weights by one common
-    factor. The last row is the same for each block size. That is why two numbers and one
+    factor. The last row is the same for each block size. So two numbers and one
     vector per query suffice, whatever the length of the text.
 
     What is saved? Stored, the scores and weights cost $4 T^2$ numbers of traffic (each
