@@ -362,6 +362,63 @@ def test_a_document_of_several_parts_and_shards_keeps_its_text(tmp_path: Path) -
     assert len(dataset.train.parts) == 3
 
 
+def test_all_bad_files_of_a_folder_are_reported_at_once(tmp_path: Path) -> None:
+    """Each is found without the others, and what remains without them is prepared."""
+    bad = {
+        "picture.txt": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "latin.txt": "café".encode("latin-1"),
+        "column.csv": b"id,body\n1,a\n",
+        "ragged.csv": b"text,id\na,1\nb\n",
+        "cut.jsonl": b'{"text": "a"}\n{"text": \n',
+        "key.jsonl": b'{"body": "a"}\n',
+        "cut.parquet": b"PAR1",
+        "cut.txt.gz": gzip.compress(b"text")[:-6],
+    }
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), folder / "numbers.parquet")
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    for name, target in (("gone.txt", "nowhere"), ("circle.md", "circle.md")):
+        (folder / name).symlink_to(target)
+    names = {path.name for path in folder.iterdir()}
+    (folder / "good.txt").write_text(WORDS)
+    (folder / "good.jsonl").write_text(json.dumps({"text": WORDS}))
+    found: set[str] = set()
+    while names:
+        with pytest.raises(UserError) as caught:
+            prepare(DataConfig(source=str(folder), tokenizer="bytes"), tmp_path / "out")
+        reported = {name for name in names if re.search(rf"(^|[ /]){re.escape(name)}\b", str(caught.value), re.M)}
+        assert len(reported) == min(len(names), 10)
+        for name in reported:
+            (folder / name).unlink()
+        names, found = names - reported, found | reported
+    assert len(found) == 11
+    prepare(DataConfig(source=str(folder), tokenizer="bytes"), tmp_path / "out")
+    assert open_dataset(tmp_path / "out").manifest["documents"] == 2
+
+
+def test_rows_that_are_skipped_are_no_reason_to_refuse_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text,id\na,1\nb\n")
+    (folder / "b.jsonl").write_text('{"body": "a"}\n{"text": "b"}\n')
+    prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out")
+    assert open_dataset(tmp_path / "out").manifest["bad_rows"] == 2
+    (folder / "c.csv").write_text('text,id\n"a,1\n')  # where its row ends is not certain
+    with pytest.raises(UserError, match=r"c\.csv"):
+        prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out")
+
+
+def test_a_dataset_is_not_up_to_date_with_a_folder_that_has_a_link_to_nothing(texts: Path, tmp_path: Path) -> None:
+    data = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000)
+    prepare(data, tmp_path / "out")
+    (texts / "gone.jsonl").symlink_to("nowhere")
+    (texts / "e.jsonl").write_text("[")
+    with pytest.raises(UserError, match=r"(?s)gone\.jsonl.*e\.jsonl"):
+        prepare(data, tmp_path / "out")
+
+
 # -------------------------------------------------------------------------------------------------------- full disks
 
 
