@@ -184,7 +184,7 @@ def absolute_source(source: str) -> str:
 
 
 def require_texts(source: LocalFiles, options: ReadingConfig) -> None:
-    """Raise one `UserError` for all files of a source that cannot be read, as far as their first rows tell."""
+    """Raise one `UserError` for all files of a source whose first rows cannot be read."""
     problems = list[str]()
     for file in source.files(problems):
         with collected(problems):
