@@ -252,10 +252,7 @@ def evaluate(
     with suppress(UserError):  # the device may lack the run's precision
         precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
     options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
-    length = min(context_length or model.config.context_length, max(map(len, streams)))
-    each_token = inference.forward_bytes(model, 1, 2 if precision in ("bfloat16", "float16") else 4)
-    where, fewer = model.embedding.weight.device, "a context length"
-    require_memory(where, f"a context of {length:,} tokens", length, each_token, fewer, "use a smaller model")
+    _require_memory(model, streams, context_length, precision)
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
@@ -270,6 +267,14 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _require_memory(model: GPT, streams: Sequence[TokenStream], context_length: int | None, precision: str) -> None:
+    """Raise `UserError` if a window of the context length certainly does not fit into free memory."""
+    length = min(context_length or model.config.context_length, max(map(len, streams)))
+    each_token = inference.forward_bytes(model, 1, 2 if precision in ("bfloat16", "float16") else 4)
+    where, fewer = model.embedding.weight.device, "a context length"
+    require_memory(where, f"a context of {length:,} tokens", length, each_token, fewer, "use a smaller model")
 
 
 def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
