@@ -90,7 +90,7 @@ def test_a_half_written_last_line_is_ignored(path: Path, ending: str) -> None:
     ],
     ids=["text", "bytes", "list", "no step", "loss", "step", "large", "digits", "bool", "deep"],
 )
-def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Path, line: bytes) -> None:
+def test_a_damaged_line_is_skipped_by_readers_and_kept_in_a_copy(path: Path, line: bytes) -> None:
     original = read_metrics(path)
     content = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*content[:2], line + b"\n", b"\n", *content[2:]]))
@@ -98,9 +98,10 @@ def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Pa
     assert (metrics.training, metrics.evaluations) == (original.training, original.evaluations)
     assert metrics.damaged == [3]
     before = path.read_bytes()
-    with pytest.raises(UserError, match="line 3 "):
-        truncate_metrics(path, 1, 1)
-    assert path.read_bytes() == before
+    copy = truncate_metrics(path, 9, 9)
+    assert copy == path.with_name("edited-metrics.jsonl")
+    assert copy.read_bytes() == before
+    assert path.read_bytes() == b"".join(content)
 
 
 def test_numbers_that_are_not_json_read_as_null(path: Path) -> None:
@@ -112,7 +113,7 @@ def test_numbers_that_are_not_json_read_as_null(path: Path) -> None:
 def test_truncation_removes_later_records_and_a_half_written_line(path: Path) -> None:
     original = path.read_text()
     path.write_text(original + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    truncate_metrics(path, 2, 2)
+    assert truncate_metrics(path, 2, 2) is None
     assert path.read_text() == original
     truncate_metrics(path, 0, 0)
     assert path.read_text() == '{"step": 0, "val_loss": 3.0}\n'
@@ -151,7 +152,7 @@ def test_truncation_removes_samples_that_a_full_disk_cut_off(tmp_path: Path, tai
     before = path.read_bytes()
     for cut in (0, 1):  # at the end of a character, and inside the Cyrillic letter
         path.write_bytes(before + tail.encode()[: len(tail.encode()) - cut])
-        truncate_samples(path, 8)
+        assert truncate_samples(path, 8) is None
         assert path.read_bytes() == before
     truncate_samples(path, 3)
     assert path.read_text() == "# Samples\n"

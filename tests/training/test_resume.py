@@ -895,14 +895,13 @@ def test_a_run_without_checkpoints_prints_that_it_starts_again(tmp_path: Path, t
     assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 11))
 
 
-def test_a_resume_that_fails_on_damaged_metrics_does_not_change_the_number_of_steps(tmp_path: Path, text: Path) -> None:
+def test_a_finished_run_whose_metrics_have_a_foreign_line_is_extended(tmp_path: Path, text: Path) -> None:
     run = train_uninterrupted(tiny_config(text), tmp_path / "run")
     with open(run / "metrics.jsonl", "a") as file:
         file.write("garbage\n")
-    before = contents(run)
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 14 "):
-        resume(run, steps=12, progress=Quiet())
-    assert contents(run) == before
+    resume(run, steps=12, progress=Quiet())
+    assert (run / "edited-metrics.jsonl").read_text().endswith("garbage\n")
+    assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 13))
 
 
 def test_other_ranks_wait_without_limit_for_the_verification_of_the_checkpoint(

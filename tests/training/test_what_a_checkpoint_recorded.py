@@ -210,6 +210,36 @@ def test_notes_in_the_samples_are_kept_in_a_copy(run: Path, finished_run: Path) 
     assert differences(run, finished_run) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("metrics.jsonl", b"hello\n"),
+        ("metrics.jsonl", b"hello"),
+        ("metrics.jsonl", b'{"step": 11, "loss": "bad"}\n'),
+        ("samples.md", b"I like these.\n"),
+        ("samples.md", b"I like these."),
+    ],
+)
+def test_lines_added_to_the_end_of_a_log_are_kept_in_a_copy(
+    run: Path, name: str, added: bytes, finished_run: Path
+) -> None:
+    edited = (run / name).read_bytes() + added
+    (run / name).write_bytes(edited)
+    (warning,) = warnings_of(run)
+    assert f"edited-{name}" in warning
+    assert (run / f"edited-{name}").read_bytes() == edited
+    assert differences(run, finished_run) == []
+
+
+def test_a_replaced_line_of_the_metrics_is_kept_in_a_copy(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    edited = b"".join([*lines[:2], b"hello\n", *lines[3:]])
+    (run / "metrics.jsonl").write_bytes(edited)
+    assert len(warnings_of(run)) == 2
+    assert (run / "edited-metrics.jsonl").read_bytes() == edited
+    assert (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:6] == [*lines[:2], *lines[3:7]]
+
+
 # --- config.toml ------------------------------------------------------------------------------------------------------
 
 

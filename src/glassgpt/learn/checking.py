@@ -17,7 +17,7 @@ from typing import Any
 
 from glassgpt.learn.catalog import lessons
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import read_file
+from glassgpt.utils.files import read_file, readable
 
 SECONDS = 20.0  # for an exercise
 _TIMEOUT = 75  # exit status of a process that took longer
@@ -37,7 +37,8 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
 
     Raises `UserError` if the file cannot be read or executed, or has no function of any exercise.
     """
-    read_file(path)  # raises UserError
+    with readable(path):
+        read_file(path)
     grades: list[Grade] = []
     while True:
         command = [sys.executable, "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]

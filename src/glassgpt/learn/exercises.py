@@ -14,6 +14,7 @@ def _(answer):
 import ast
 import inspect
 import math
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 from types import CodeType
@@ -108,10 +109,9 @@ def student_file(title: str, exercises: Iterable[Exercise]) -> str:
 
 
 def _source(function: Answer, keep_body: bool) -> str:
-    tree = ast.parse(inspect.getsource(function))
-    definition = tree.body[0]
+    source = textwrap.dedent(inspect.getsource(function))
+    definition, lines = ast.parse(source).body[0], source.splitlines()
     assert isinstance(definition, ast.FunctionDef)
-    lines = inspect.getsource(function).splitlines()
     documentation = definition.body[0]
     assert isinstance(documentation, ast.Expr), f"{definition.name} has no docstring"
     assert documentation.end_lineno is not None

@@ -27,6 +27,8 @@ def trained_model(steps: int = 150) -> tuple[GPT, Tokenizer]:
     torch.set_num_threads(1)  # a model this small trains no faster on two, and on a busy machine far slower
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            return load(train(config, out=Path(folder, "run")))
+            trained, tokenizer = load(train(config, out=Path(folder, "run")))
     finally:
         torch.set_num_threads(threads)
+    assert tokenizer is not None
+    return trained, tokenizer

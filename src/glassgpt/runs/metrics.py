@@ -4,8 +4,8 @@
 finite are null. `samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by
 four spaces.
 
-Readers leave a last line without its newline, which is still being written, and skip a line that is not a record. Only
-`truncate_metrics`, which rewrites the file, refuses such a line.
+Readers leave a last line without its newline, which is still being written, and skip a line that is not a record. What
+training did not write is kept in a copy when a resumed run cuts the logs back.
 """
 
 import hashlib
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, finite, unused_path, write_atomic
 
 Record = dict[str, Any]
@@ -30,6 +29,8 @@ Record = dict[str, Any]
 EDITED_PREFIX = "edited-"  # of the copy of a log that was edited by hand
 LINE, SECTION = b"\n", b"\n## Step "
 _CHECKED_BYTES = 256
+_RECORD_START = '{"step": '  # of each line that training writes
+_SAMPLES_STARTS = ("    ", "## Step ", "### Sample ")
 _SAMPLES_TITLE = "# Samples\n"
 _SAMPLE = r"### Sample [0-9]+\n\n((?:    .*\n)+)"
 _SECTION = re.compile(rf"^## Step ([0-9]{{1,15}})\n(?:\n{_SAMPLE})*", re.MULTILINE)
@@ -139,21 +140,27 @@ def begins_as_marked(path: Path, mark: object) -> bool:
 def truncate_metrics(path: Path, step: int, evaluated: int) -> Path | None:
     """Remove the updates after `step`, the evaluations after step `evaluated`, and a half-written last line.
 
-    Returns as `truncate_samples` does. Raises `UserError` for a damaged line.
+    Returns as `truncate_samples` does.
     """
-    kept = []
-    for number, line, record in _lines(_content(path)):
+    content, kept = _content(path), []
+    is_foreign = not _may_be_cut_off(content[content.rfind(b"\n") + 1 :].decode(errors="replace"), _RECORD_START)
+    for _, line, record in _lines(content):
         if record is None:
-            raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
-        if record["step"] <= (evaluated if "val_loss" in record else step):
+            is_foreign = True
+        elif record["step"] <= (evaluated if "val_loss" in record else step):
             kept.append(line)
-    return _cut(path, b"".join(kept))
+    return _cut(path, b"".join(kept), is_foreign)
 
 
-def _cut(path: Path, content: bytes) -> Path | None:
-    """Replace a log by its beginning. If it is not its beginning, something was edited: keep a copy, and return it."""
+def _may_be_cut_off(line: str, *starts: str) -> bool:
+    """Whether a line could be what a kill left of one that training wrote."""
+    return any(line.startswith(start) or start.startswith(line) for start in starts)
+
+
+def _cut(path: Path, content: bytes, is_foreign: bool) -> Path | None:
+    """Replace a log by its beginning. If other lines were added or its beginning edited, return a copy of it."""
     before, copy = _content(path), None
-    if before and not before.startswith(content):
+    if is_foreign or (before and not before.startswith(content)):
         copy = unused_path(path.with_name(f"{EDITED_PREFIX}{path.name}"))
         write_atomic(copy, before)
     write_atomic(path, content)
@@ -186,9 +193,11 @@ def truncate_samples(path: Path, step: int) -> Path | None:
 
     If that removes anything else, such as a user's notes, a copy of the file is kept, and its path returned.
     """
-    sections = _SECTION.finditer(_content(path).decode(errors="replace"))
-    kept = [f"\n{section[0]}" for section in sections if int(section[1]) <= step]
-    return _cut(path, "".join([_SAMPLES_TITLE, *kept]).encode())
+    text = _content(path).decode(errors="replace")
+    kept = [f"\n{section[0]}" for section in _SECTION.finditer(text) if int(section[1]) <= step]
+    rest = _SECTION.sub("", text.removeprefix(_SAMPLES_TITLE)).split("\n")
+    is_foreign = not all(_may_be_cut_off(line, *_SAMPLES_STARTS) for line in rest)
+    return _cut(path, "".join([_SAMPLES_TITLE, *kept]).encode(), is_foreign)
 
 
 @dataclass

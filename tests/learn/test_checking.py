@@ -1,0 +1,115 @@
+"""Grading students' files: right, wrong, broken, slow and hostile ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glassgpt.cli.main import main
+from glassgpt.learn.catalog import find_lesson
+from glassgpt.learn.checking import check_file
+from glassgpt.learn.exercises import WrongAnswerError, exercise, expect_close, student_file
+from glassgpt.utils.errors import UserError
+
+RIGHT = "def variance_of_scores(D, sigma):\n    return sigma**2\n"
+
+
+def graded(tmp_path: Path, text: str, seconds: float = 20.0) -> dict[str, str | None]:
+    """Return the result of each exercise in a file with this text."""
+    path = tmp_path / "answers.py"
+    path.write_text(text, encoding="utf-8")
+    return {grade.exercise: grade.reason for grade in check_file(path, seconds)}
+
+
+def test_a_new_file_of_exercises_has_no_answers_and_the_reference_answers_are_right(tmp_path: Path) -> None:
+    exercises = find_lesson("4").exercises()
+    stubs = student_file("title", exercises.values())
+    assert set(graded(tmp_path, stubs).values()) == {"not answered yet"}
+    answers = "\n\n".join(["import math\nimport torch", *(each.source for each in exercises.values())])
+    assert graded(tmp_path, answers) == dict.fromkeys(exercises)
+
+
+def test_what_students_print_is_not_a_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    noisy = RIGHT.replace("    return", '    import os; os.write(1, b"\\n{}\\n"); print("hello")\n    return')
+    assert graded(tmp_path, 'print("x")\n' + noisy)["variance_of_scores"] is None
+    assert capfd.readouterr().out == ""
+
+
+def test_errors_name_the_line(tmp_path: Path) -> None:
+    text = "def attention_weights(q, k):\n    x = 1\n    return q.missing\n\n" + RIGHT
+    grades = graded(tmp_path, text)
+    reason = grades["attention_weights"] or ""
+    assert "line 3" in reason
+    assert "AttributeError" in reason
+    assert grades["variance_of_scores"] is None
+    assert "window_average" in (grades["window_average"] or "")
+
+
+def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
+    text = "import os, sys\ndef window_average(x, window):\n    while True: pass\n"
+    text += "def attention_weights(q, k):\n    os._exit(0)\n" + RIGHT
+    grades = graded(tmp_path, text, seconds=3)
+    assert "3 s" in (grades["window_average"] or "")
+    assert grades["attention_weights"] is not None
+    assert grades["variance_of_scores"] is None
+    assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
+
+
+@pytest.mark.parametrize("text", ["def (", "import nothing_of_this_name", "x = 1", "", "raise SystemExit(0)", "1/0"])
+def test_files_that_cannot_be_checked(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"answers\.py"):
+        graded(tmp_path, text)
+    with pytest.raises(UserError, match=r"missing\.py"):
+        check_file(tmp_path / "missing.py")
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, figures = tmp_path / "a.py", tmp_path / "figures.json"
+    assert main(["learn", "4", "--exercises", str(file)]) == 0
+    before = file.read_text()
+    assert main(["learn", "4", "--exercises", str(file)]) == 2  # answers may be in it
+    assert file.read_text() == before
+    assert main(["learn", "check", str(file), "--json", str(figures)]) == 0
+    (result,) = json.loads(figures.read_text())["files"]
+    assert (result["right"], result["exercises"]) == (0, 3)
+    capsys.readouterr()
+    assert main(["learn"]) == 0
+    assert "Attention from averages" in capsys.readouterr().out
+    assert main(["learn", "99"]) == 2
+    assert main(["learn", "check"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "fact"),
+    [
+        (torch.zeros(2), torch.zeros(3), r"\(2,\)"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), r"\[1\]"),
+        (torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 3.0]]), r"\[0, 1\]"),
+        ("text", 1.0, "text"),
+        (None, torch.zeros(1), "None"),
+        (2.0, 1.0, "2"),
+        (torch.nan, 1.0, "nan"),
+    ],
+)
+def test_differences_are_named(result: object, expected: object, fact: str) -> None:
+    with pytest.raises(WrongAnswerError, match=fact):
+        expect_close(result, expected, "it")
+
+
+def test_equal_values_are_close() -> None:
+    inf = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    expect_close(inf, inf.clone(), "it")
+    expect_close(torch.tensor(1.0), 1.0, "it")
+    expect_close(torch.tensor([1.0 + 1e-7]), torch.tensor([1.0]), "it")
+
+
+def test_an_exercise_is_its_answer() -> None:
+    @exercise
+    def double(x: int) -> int:
+        """Return twice x."""
+        return 2 * x
+
+    assert double(3) == 6
+    assert "return 2 * x" in double.source
+    assert "return 2" not in double.stub
