@@ -248,13 +248,11 @@ def evaluate(
     data, default_split = _open_data(loaded, changes | {"delimiter": delimiter, "split_on": split_on}, log)
     split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
-    precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
-    with suppress(UserError):  # the device may lack the run's precision
-        precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
-    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
+    precision = _precision_of(loaded, quantize)
     _require_memory(model, streams, context_length, precision)
+    options: dict[str, Any] = {"context_length": context_length, "keep_tokens": tokens, "by_document": True}
     with matmul_precision(precision):
-        measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
+        measured = [measure_stream(model, each, tokenizer, precision=precision, **options) for each in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **_finite(combine(measured, data), loaded.model),
@@ -267,6 +265,14 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _precision_of(loaded: LoadedModel, quantize: str | None) -> str:
+    """The precision of the model's run, or float32 if it is quantized or its device lacks that."""
+    wanted = "auto" if loaded.config is None else loaded.config.precision
+    with suppress(UserError):
+        return find_precision("float32" if quantize else wanted, loaded.model.embedding.weight.device)
+    return "float32"
 
 
 def _require_memory(model: GPT, streams: Sequence[TokenStream], context_length: int | None, precision: str) -> None:

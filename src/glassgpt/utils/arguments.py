@@ -24,8 +24,8 @@ _REMEDIES = {"GPT": "; `model, tokenizer = glassgpt.load(...)`", "TrainConfig": 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: it raises `UserError` for an argument of another type than its parameter's annotation.
 
-    A text is not a sequence of texts, nor a truth value a number. Items that should be integers are not checked. A wrong
-    name and too many arguments stay Python's `TypeError`.
+    A text is not a sequence of texts, nor a truth value a number. Items that should be integers are not checked. A
+    wrong name and too many arguments stay Python's `TypeError`.
     """
     signature = inspect.signature(function)
 
