@@ -6,10 +6,11 @@ values is refused, and so is a result that depends on two controls: their pages 
 """
 
 import ast
+import hashlib
 import html
-import importlib.util
 import json
 import re
+import runpy
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.parallel import ParallelTasks
 
+import glassgpt
 from glassgpt.learn.catalog import Lesson, lessons
 
 logger = logging.getLogger(__name__)
@@ -67,12 +69,7 @@ def cells_of(source: str) -> Iterator[Cell]:
 
 def load_app(path: Path) -> marimo.App:
     """The notebook's app."""
-    spec = importlib.util.spec_from_file_location(f"lesson_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    app: marimo.App = module.app
+    app: marimo.App = runpy.run_path(str(path))["app"]
     return app
 
 
@@ -184,14 +181,17 @@ def _variants(name: str, texts: list[str], start: int) -> str:
 
 
 def write_page(target: Path, lesson: Lesson) -> None:
-    """Write a lesson's page if it has changed, so that Sphinx reads it again only then."""
-    page = page_of(lesson)
-    if not target.exists() or target.read_text(encoding="utf-8") != page:
-        target.write_text(page, encoding="utf-8")
+    """Write a lesson's page, unless it was made from the same lesson, exporter and package."""
+    used = [Path(__file__), lesson.path, lesson.path.parent / "exercises" / lesson.path.name]
+    used += sorted(Path(glassgpt.__file__).parent.rglob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
+    if not target.exists() or not target.read_text(encoding="utf-8").startswith(f"% {digest}\n"):
+        logger.info("running lesson %d, %s", lesson.number, lesson.title)
+        target.write_text(f"% {digest}\n{page_of(lesson)}", encoding="utf-8")
 
 
 def write_pages(app: Sphinx) -> None:
-    """Run all lessons and write their pages, on as many processes as Sphinx uses."""
+    """Write the pages of all lessons, on as many processes as Sphinx uses."""
     folder = Path(app.srcdir, "learn", "lessons")
     folder.mkdir(exist_ok=True)
     found = lessons()
@@ -199,7 +199,6 @@ def write_pages(app: Sphinx) -> None:
         old.unlink()
     tasks = ParallelTasks(app.parallel)
     for lesson in found:
-        logger.info("running lesson %d, %s", lesson.number, lesson.title)
         tasks.add_task(lambda each: write_page(folder / f"{each.path.stem}.md", each), lesson)
     tasks.join()
 

@@ -36,7 +36,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"sample": {"top_k": "all"}}, ["sample.top_k", "a whole number or nothing", "'all'"]),
         # a choice lists the valid values
         ({"optim": {"schedule": "cosin"}}, ["optim.schedule", "'cosine' or 'linear' or 'constant'", "'cosin'"]),
-        ({"model": {"position": "alibi"}}, ["model.position", "'learned' or 'rope'", "'alibi'"]),
+        ({"model": {"position": "rotary"}}, ["model.position", "'learned' or 'rope'", "'rotary'"]),
         ({"precision": "fp8"}, ["precision", "'bfloat16'", "'fp8'"]),
         # values out of range
         ({"model": {"n_layer": 0}}, ["model.n_layer", "at least 1", "0"]),

@@ -210,9 +210,9 @@ def test_a_script_can_prepare_in_a_thread_without_a_main_guard(texts: Path, tmp_
 
 def bad_parquet(path: Path) -> None:
     table = pyarrow.table({"text": [f"{number} {WORDS}" for number in range(100)]})
-    parquet.write_table(table, path, compression="NONE", write_page_checksum=True)
+    parquet.write_table(table, path, compression="NONE", write_page_checksum=True, row_group_size=10)
     content = bytearray(path.read_bytes())
-    content[len(content) // 4 : len(content) // 4 + 2000] = bytes(2000)
+    content[len(content) * 3 // 4 : len(content) * 3 // 4 + 2000] = bytes(2000)
     path.write_bytes(content)
 
 
@@ -226,7 +226,7 @@ def truncated_gzip(path: Path) -> None:
 
 # Problem: name of the file, function that writes it, pattern of the error.
 BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "damaged parquet": ("c.parquet", bad_parquet, r"c\.parquet is damaged.*row group 0"),
+    "damaged parquet": ("c.parquet", bad_parquet, r"c\.parquet is damaged.*row group [1-9]"),
     "not parquet": (
         "c.parquet",
         lambda path: path.write_bytes(b"nothing of the kind"),
@@ -236,6 +236,11 @@ BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing column": ("c.csv", lambda path: path.write_text("title,body\na,b\n"), r"c\.csv has no 'text'"),
     "null row": ("c.parquet", null_rows, r"c\.parquet, row 1 \(counted from 0\): 'text' is null"),
     "broken json": ("c.jsonl", lambda path: path.write_text('{"text": "a"}\n{"te'), r"c\.jsonl, line 2: invalid JSON"),
+    "late broken json": (
+        "c.jsonl",
+        lambda path: path.write_text(json.dumps({"text": WORDS}) + ("\n" + json.dumps({"text": WORDS})) * 99 + "\n["),
+        r"c\.jsonl, line 101: invalid JSON",
+    ),
     "not utf-8": (
         "c.txt",
         lambda path: path.write_bytes(b"a" * 70 + b"\xff"),
@@ -244,7 +249,7 @@ BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-FOUND_FIRST = ("truncated gzip", "not utf-8")  # at the beginning of a file, all of which are read before any work
+FOUND_LATE = ("damaged parquet", "late broken json")  # not in the first rows, which are read before any work
 
 
 @pytest.mark.parametrize(
@@ -265,7 +270,7 @@ def test_bad_input_is_named_and_finished_files_are_kept(
     assert len(printed.err.splitlines()) <= 2
     kept = list((out.parent / ".partial-out").glob("train-*.json"))
     assert bool(kept) == (KEPT in printed.out)
-    assert bool(kept) != (problem in FOUND_FIRST) or workers == 2
+    assert bool(kept) == (problem in FOUND_LATE) or workers == 2
     assert not out.exists()
 
 
@@ -277,7 +282,7 @@ def test_files_that_are_not_text_are_named_before_any_is_hashed(
         (texts / name).write_bytes(b"%PDF-1.4\n")
     with pytest.raises(UserError) as caught:
         prepare(DataConfig(source=str(texts)), tmp_path / "out")
-    assert re.findall(r"^\w\.\w+", str(caught.value), re.MULTILINE) == ["e.txt", "f.md", "g.txt"]
+    assert re.findall(r"^\w\.\w+", str(caught.value), re.MULTILINE) == ["e.txt", "f.md", "g.txt", "h.txt"]
 
 
 def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,6 +365,63 @@ def test_a_document_of_several_parts_and_shards_keeps_its_text(tmp_path: Path) -
     )
     assert dataset.whole.read(0, len(dataset.train)).astype(np.uint8).tobytes().decode() == text
     assert len(dataset.train.parts) == 3
+
+
+def test_all_bad_files_of_a_folder_are_reported_at_once(tmp_path: Path) -> None:
+    """Each is found without the others, and what remains without them is prepared."""
+    bad = {
+        "picture.txt": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "latin.txt": "café".encode("latin-1"),
+        "column.csv": b"id,body\n1,a\n",
+        "ragged.csv": b"text,id\na,1\nb\n",
+        "cut.jsonl": b'{"text": "a"}\n{"text": \n',
+        "key.jsonl": b'{"body": "a"}\n',
+        "cut.parquet": b"PAR1",
+        "cut.txt.gz": gzip.compress(b"text")[:-6],
+    }
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), folder / "numbers.parquet")
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    for name, target in (("gone.txt", "nowhere"), ("circle.md", "circle.md")):
+        (folder / name).symlink_to(target)
+    names = {path.name for path in folder.iterdir()}
+    (folder / "good.txt").write_text(WORDS)
+    (folder / "good.jsonl").write_text(json.dumps({"text": WORDS}))
+    found: set[str] = set()
+    while names:
+        with pytest.raises(UserError) as caught:
+            prepare(DataConfig(source=str(folder), tokenizer="bytes"), tmp_path / "out")
+        reported = {name for name in names if re.search(rf"(^|[ /]){re.escape(name)}\b", str(caught.value), re.M)}
+        assert len(reported) == min(len(names), 10)
+        for name in reported:
+            (folder / name).unlink()
+        names, found = names - reported, found | reported
+    assert len(found) == 11
+    prepare(DataConfig(source=str(folder), tokenizer="bytes"), tmp_path / "out")
+    assert open_dataset(tmp_path / "out").manifest["documents"] == 2
+
+
+def test_rows_that_are_skipped_are_no_reason_to_refuse_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text,id\na,1\nb\n")
+    (folder / "b.jsonl").write_text('{"body": "a"}\n{"text": "b"}\n')
+    prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out")
+    assert open_dataset(tmp_path / "out").manifest["bad_rows"] == 2
+    (folder / "c.csv").write_text('text,id\n"a,1\n')  # where its row ends is not certain
+    with pytest.raises(UserError, match=r"c\.csv"):
+        prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out")
+
+
+def test_a_dataset_is_not_up_to_date_with_a_folder_that_has_a_link_to_nothing(texts: Path, tmp_path: Path) -> None:
+    data = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000)
+    prepare(data, tmp_path / "out")
+    (texts / "gone.jsonl").symlink_to("nowhere")
+    (texts / "e.jsonl").write_text("[")
+    with pytest.raises(UserError, match=r"(?s)gone\.jsonl.*e\.jsonl"):
+        prepare(data, tmp_path / "out")
 
 
 # -------------------------------------------------------------------------------------------------------- full disks

@@ -29,7 +29,7 @@ def shorten(words: list[str]) -> list[str]:
     """Return the words of a `glassgpt` command that takes seconds."""
     words = [re.sub(r"(?<=@)\d+$", lambda match: fewer(match[0]), word) for word in words]
     words = [fewer(word) if before in COUNTS else word for before, word in zip(["", *words], words, strict=False)]
-    if words[0] == "play":
+    if serves(words):
         return [*words, "--no-browser"]
     if words[0] != "train" or "--resume" in words or "--help" in words:
         return words
@@ -44,14 +44,19 @@ def shorten(words: list[str]) -> list[str]:
     return [*words, *short, *([] if data else ["--data", "my.txt"])]
 
 
+def serves(words: list[str]) -> bool:
+    """Return whether a command opens a page and runs until it is interrupted."""
+    return words[0] == "play" or (words[0] == "learn" and words[1:2] != ["check"] and len(words) == 2)
+
+
 def visit(words: list[str]) -> int:
-    """Start the server of `play`, read its page, and end it."""
+    """Start a server, read its page, and end it."""
     command = [sys.executable, "-m", "glassgpt", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         address = next(word for word in server.stdout.readline().split() if word.startswith("http"))
         with urllib.request.urlopen(address.partition("#")[0]) as page:
-            titled = b"<title>glassgpt</title>" in page.read()
+            titled = b"<title>" in page.read()
         server.terminate()
     return 0 if titled else 1
 
@@ -63,10 +68,9 @@ def run(program: str, words: list[str]) -> int:
         sys.argv = [program, *words[:place], *shorten(words[place:])]
         runpy.run_module("torch.distributed.run", run_name="__main__")
         return 0
-    words = shorten(words)
-    if words[0] == "play" and "--help" not in words:
-        return visit(words)
-    sys.argv = [program, *words]
+    if serves(words) and "--help" not in words:
+        return visit(shorten(words))
+    sys.argv = [program, *shorten(words)]
     return main()
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class Learn(Command):
         command = [sys.executable, "-m", "marimo", "--quiet", "run", str(notebook), "--include-code", "--headless"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
         server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
         assert server.stdin is not None
         server.stdin.write(token)  # not as an argument, which other users see

@@ -29,7 +29,7 @@ from glassgpt.data.shards import (
     is_intact,
 )
 from glassgpt.data.source_files import fetch_all
-from glassgpt.data.sources import LocalFiles, Source, read_source, require_texts
+from glassgpt.data.sources import LocalFiles, Source, require_texts
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
@@ -75,8 +75,7 @@ class DatasetBuilder:
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
         for local in (source for source in self.sources if isinstance(source, LocalFiles)):
-            require_texts(local, self.data)
-            next(read_source(local, self.data), None)  # before hashing gigabytes: has the first file rows of text?
+            require_texts(local, self.data)  # before hashing gigabytes
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         settings = self.wanted.settings

@@ -3,17 +3,20 @@
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from glassgpt.data.shards import is_shard_name
 from glassgpt.utils.download import cache_directory
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable
 
 _RUN_CONFIGS = {"config.toml", ".partial-removed-config.toml"}
 _RUN_FILES = {"environment.json", "status.json", "metrics.jsonl", "checkpoints"}
+_MOST_PROBLEMS = 10  # that an error lists
 _MOST_OTHERS = 10_000  # names kept: a folder may have millions of images next to its texts
 
 
@@ -25,23 +28,29 @@ class FolderFiles(NamedTuple):
     others: list[str]  # some files with other names, in order
 
 
-def find_files(root: Path, wanted: Callable[[str], bool], may_hold: Callable[[str], bool]) -> FolderFiles:
+def find_files(
+    root: Path, wanted: Callable[[str], bool], may_hold: Callable[[str], bool], problems: list[str] | None = None
+) -> FolderFiles:
     """Find the regular files with wanted names below a folder, in the folders that may hold some.
 
     A folder or file with several names (links, hard links) counts once, by a name without links if there is one.
-    Raises `UserError` for a folder that cannot be read, and for a wanted link to nothing.
+    What cannot be read (folders, wanted links to nothing) is added to `problems`; by default it is a `UserError`.
     """
     folders, linked_folders = deque([""]), deque[str]()
     visited: dict[tuple[int, int], str] = {}
     found: list[tuple[bool, str, os.stat_result]] = []
     left_out: list[str] = []
     others: list[str] = []
+    failures: list[str] = [] if problems is None else problems
     while folders or linked_folders:
+        entries = None
         through_link = not folders
         folder = (folders or linked_folders).popleft()
-        with readable(root / folder):
+        with collected(failures), readable(root / folder):
             status = (root / folder).stat()
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        if entries is None:
+            continue
         first = visited.setdefault((status.st_dev, status.st_ino), folder)
         reason = f"{first or 'the folder'} again" if first != folder else None
         if reason := reason or _own_kind(root / folder, {entry.name for entry in entries}, is_root=not folder):
@@ -50,20 +59,44 @@ def find_files(root: Path, wanted: Callable[[str], bool], may_hold: Callable[[st
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             is_linked = through_link or entry.is_symlink()
-            with readable(entry.path):
+            is_folder = False
+            with collected(failures), readable(entry.path):
                 is_folder = Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
             if is_folder:
                 if may_hold(name):
                     (linked_folders if is_linked else folders).append(name)
             elif wanted(name):
-                with readable(entry.path):
+                with collected(failures), readable(entry.path):
                     found.append((is_linked, name, entry.stat()))
             elif entry.is_symlink() and may_hold(name) and not Path(entry.path).exists():
                 left_out.append(f"{name} (a link to nothing)")
             elif not entry.name.startswith(".") and len(others) < _MOST_OTHERS:
                 others.append(name)
+    if problems is None:
+        require_none(failures, root)
     files = _once(found, left_out)
     return FolderFiles(dict(sorted(files.items())), sorted(left_out), sorted(others))
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Add the text of a `UserError` to the problems instead of raising it."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+
+
+def require_none(problems: Sequence[str], root: Path) -> None:
+    """Raise `UserError` with the first problems of the files of a folder, one a line, if there are some."""
+    problems = list(dict.fromkeys(problems))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        lines = [each.replace("\n", " ") for each in problems[:_MOST_PROBLEMS]]
+        more = [f"and {len(problems) - len(lines):,} more"] if len(problems) > len(lines) else []
+        advice = f"mend or move them, or name the files to read by a pattern in quotes, such as '{root}/**/*.jsonl'"
+        raise UserError("\n".join([f"{len(problems):,} files cannot be read:", *lines, *more, advice]))
 
 
 def _once(found: list[tuple[bool, str, os.stat_result]], left_out: list[str]) -> dict[str, os.stat_result]:

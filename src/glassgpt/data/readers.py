@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.rows import NAME_COLUMN, BadRow, index_of, lacks
 from glassgpt.data.text_files import between, compression_of, most_expanded, read_text, split_text
 from glassgpt.utils.content import COMPRESSIONS, HEAD_BYTES, WEB_PAGE, require_text
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import open_regular, readable
 from glassgpt.utils.formatting import format_bytes
 
@@ -32,12 +33,12 @@ _TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its character
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
 _LONGEST_HEADER = 1 << 16
+_HEAD = 1 << 16  # bytes of a file that are read before the work begins
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
 # Stands between the lines of JSON that are decoded at once. As a constant of JSON, it has no other spelling.
 _BETWEEN, _MARK = "-Infinity", object()
 _decode_lines = json.JSONDecoder(parse_constant={_BETWEEN: _MARK}.get).decode
 _SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
-_NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
 class Part(NamedTuple):
@@ -54,15 +55,6 @@ class Batch(NamedTuple):
     texts: list[str]
     places: list[tuple[int, int]]  # of each text: the number of its file, and its row as in `Part`
     starts: bool
-
-
-class BadRow(NamedTuple):
-    """A row without text."""
-
-    place: str  # such as `line 3`
-    reason: str
-    lacks_column: bool = False
-    can_be_skipped: bool = True  # False if it is not certain where the row ends
 
 
 @dataclass
@@ -143,12 +135,18 @@ def _file_batches(file: int, path: Path, name: str, options: ReadingConfig, coun
                 counts.bad += 1
                 counts.first_bad = counts.first_bad or f"{row.place}: {row.reason}"
             else:
-                # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
-                is_wrong_column = row.lacks_column and not has_text
-                advice = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
-                if not row.can_be_skipped:
-                    advice = "fix it: where this row ends is not certain, so it cannot be skipped"
-                raise UserError(f"{name}, {row.place}: {row.reason};\n{_NAME_COLUMN if is_wrong_column else advice}")
+                raise row.error(name, is_first=not has_text)
+
+
+def require_head(path: Path, name: str, size: int, options: ReadingConfig) -> None:
+    """Raise `UserError` for a file of `size` bytes whose first rows cannot be read. A small one is read to its end."""
+    is_whole = not compression_of(name) and size <= _HEAD
+    has_text = False
+    for block in itertools.islice(_blocks(path, name, options, Counts(), _HEAD), None if is_whole else 1):
+        for row in block:
+            if isinstance(row, BadRow) and not (options.skip_bad and row.can_be_skipped):
+                raise row.error(name, is_first=not has_text)
+            has_text = has_text or (isinstance(row, str) and bool(row.strip()))
 
 
 def _in_parts(text: str | Iterable[str], place: tuple[int, int], counts: Counts) -> Iterator[Batch]:
@@ -166,12 +164,12 @@ def _in_parts(text: str | Iterable[str], place: tuple[int, int], counts: Counts)
 
 
 def _blocks(
-    path: Path, name: str, options: ReadingConfig, counts: Counts
+    path: Path, name: str, options: ReadingConfig, counts: Counts, chunk: int | None = None
 ) -> Iterator[Sequence[str | BadRow | Iterable[str]]]:
     """Consecutive rows of a file in lists. Rows of plain text come in pieces, to be read before the next row."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
-    pieces = read_text(path, name, options.encoding, options.errors)
+    pieces = read_text(path, name, options.encoding, options.errors, chunk)
     if plain_name.endswith(_JSON_LINES):
         yield from _jsonl_rows(pieces, name, options.column)
     elif plain_name.endswith(_SEPARATED):
@@ -189,21 +187,6 @@ def _blocks(
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
     else:
         yield from _parquet_rows(path, name, options.column)
-
-
-def _lacks(column: str, columns: Sequence[str]) -> str:
-    """That a column is missing, with the columns there are."""
-    listed = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
-    return f"has no {column!r}{did_you_mean(column, columns)} (it has {listed or 'nothing'})"
-
-
-def _index_of(column: str, columns: Sequence[str], where: str) -> int:
-    """The number of a column. Raises `UserError` if it is missing or ambiguous."""
-    if columns.count(column) > 1:
-        raise UserError(f"{where} has {column!r} {columns.count(column)} times: rename all but one")
-    if column not in columns:
-        raise UserError(f"{where} {_lacks(column, columns)}; {_NAME_COLUMN}")
-    return columns.index(column)
 
 
 def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
@@ -266,7 +249,7 @@ def _json_text(content: str, place: str, key: str) -> str | BadRow:
     if not isinstance(record, dict):
         return BadRow(place, f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
     if key not in record:
-        return BadRow(place, _lacks(key, list(record)), lacks_column=True)
+        return BadRow(place, lacks(key, list(record)), lacks_column=True)
     text = record[key]
     if not isinstance(text, str):
         return BadRow(place, f"{key!r} is {_json_type(text)}, not text")
@@ -322,7 +305,7 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
             continue
         if not header:
             header = record or []  # an empty file has no record
-            index = _index_of(column, header, f"the header of {name}")
+            index = index_of(column, header, f"the header of {name}")
         elif record is None:
             return
         elif len(record) != len(header):
@@ -354,10 +337,10 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[list[str | Bad
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
         opened = partial(parquet.ParquetFile, path, pre_buffer=False, buffer_size=1 << 20)
         table = opened(page_checksum_verification=True)
-    kind = table.schema_arrow.field(_index_of(column, table.schema_arrow.names, name)).type
+    kind = table.schema_arrow.field(index_of(column, table.schema_arrow.names, name)).type
     plain = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
-        raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")
+        raise UserError(f"column {column!r} of {name} holds {kind}, not text; {NAME_COLUMN}")
     row = 0
     with table, opened(read_dictionary=[column], metadata=table.metadata) as dictionaries:
         for group in range(table.num_row_groups):

@@ -10,11 +10,10 @@ from typing import Any
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.builtin_texts import GeneratedText, PythonDocs, RepeatedStrings, Shakespeare
 from glassgpt.data.dataset import is_dataset
-from glassgpt.data.folders import FolderFiles, find_files, is_below
+from glassgpt.data.folders import FolderFiles, collected, find_files, is_below, require_none
 from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
-from glassgpt.data.readers import SUFFIXES, Counts, Part, read_documents
+from glassgpt.data.readers import SUFFIXES, Counts, Part, read_documents, require_head
 from glassgpt.data.source_files import SourceFile
-from glassgpt.data.text_files import read_text
 from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
 from glassgpt.utils.files import readable, sha256_of, user_path
 
@@ -40,9 +39,12 @@ class LocalFiles:
         """The absolute path, or the registered name or hub id: unique on this machine."""
         return str(self.root / self.pattern)
 
-    def files(self) -> list[SourceFile]:
-        """The files, always in the same order (of their names). Raises `UserError` if there are none."""
-        return [SourceFile(entry["path"], entry["bytes"], path) for path, entry in self._entries()]
+    def files(self, problems: list[str] | None = None) -> list[SourceFile]:
+        """The files, always in the same order (of their names). Raises `UserError` if there are none.
+
+        What cannot be read is added to `problems`; by default it is a `UserError`.
+        """
+        return [SourceFile(entry["path"], entry["bytes"], path) for path, entry in self._entries(problems)]
 
     def identity(self) -> dict[str, Any]:
         """A JSON value that identifies the text, kept with a dataset: each file's name, size, time and hash."""
@@ -50,8 +52,9 @@ class LocalFiles:
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         """Whether the text is still that of an earlier `identity`. Files are read only if a time differs."""
-        old, new = recorded.get("files"), self._entries()
-        return isinstance(old, list) and len(old) == len(new) and all(map(_is_same, old, new))
+        problems: list[str] = []
+        old, new = recorded.get("files"), self._entries(problems)
+        return not problems and isinstance(old, list) and len(old) == len(new) and all(map(_is_same, old, new))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -61,22 +64,23 @@ class LocalFiles:
         found = self._find()
         return (*found.left_out, *(() if self.pattern else found.others))
 
-    def _find(self) -> FolderFiles:
+    def _find(self, problems: list[str] | None = None) -> FolderFiles:
         """The files of the folder that are meant."""
         if self.pattern:
             return find_files(
                 self.root,
                 lambda name: is_below(name, self.pattern),
                 lambda folder: is_below(folder, self.pattern, partly=True),
+                problems,
             )
-        return find_files(self.root, _is_text, lambda folder: not folder.rpartition("/")[2].startswith("."))
+        return find_files(self.root, _is_text, lambda folder: not folder.rpartition("/")[2].startswith("."), problems)
 
-    def _entries(self) -> list[tuple[Path, dict[str, Any]]]:
+    def _entries(self, problems: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
         """Each file with its name, size and time."""
         if self.pattern or self.root.is_dir():
-            found = self._find()
+            found = self._find(problems)
             files = {name: (self.root / name, status) for name, status in found.files.items()}
-            if not files:
+            if not files and not problems:
                 problem = f"folder {self.root} has no readable text file"
                 if self.pattern:
                     problem = f"no file matches {self.location}"
@@ -180,16 +184,12 @@ def absolute_source(source: str) -> str:
 
 
 def require_texts(source: LocalFiles, options: ReadingConfig) -> None:
-    """Raise `UserError` that names up to three files of a source that do not begin as text does."""
-    reading, problems = source.reading or options, list[str]()
-    for file in source.files():
-        try:
-            if len(problems) < 3 and not file.name.lower().endswith(".parquet"):
-                next(read_text(file.fetch(), file.name, reading.encoding, reading.errors), None)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError(";\n".join(dict.fromkeys(problems)))
+    """Raise one `UserError` for all files of a source whose first rows cannot be read."""
+    problems = list[str]()
+    for file in source.files(problems):
+        with collected(problems):
+            require_head(file.fetch(), file.name, file.bytes, source.reading or options)
+    require_none(problems, source.root)
 
 
 def read_source(source: Source, options: ReadingConfig, counts: Counts | None = None) -> Iterator[tuple[int, Part]]:

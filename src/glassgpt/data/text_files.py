@@ -39,55 +39,55 @@ def most_expanded(file: BinaryIO) -> int:
     return max(_MOST_EXPANDED, _MOST_EXPANSION * os.fstat(file.fileno()).st_size)
 
 
-def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
-    """Yield the file's text, decompressed, without its byte-order mark.
+def read_text(path: Path, name: str, encoding: str, errors: str, chunk: int | None = None) -> Iterator[str]:
+    """Yield the file's text, decompressed, without its byte-order mark, at most `chunk` bytes at a time (a megabyte).
 
     Raises `UserError` for a file that cannot be read, is damaged or truncated, is not text, or not in this encoding.
     """
     codec = codecs.lookup(encoding)
     decoder = codec.incrementaldecoder(errors)
     offset, started = 0, False
-    for chunk in itertools.chain(_text_bytes(path, name, codec.name), [b""]):
+    for data in itertools.chain(_text_bytes(path, name, codec.name, chunk or _CHUNK), [b""]):
         try:
-            text = decoder.decode(chunk, final=not chunk)
+            text = decoder.decode(data, final=not data)
         except UnicodeError as error:
             problem = str(error)  # utf-16 and utf-32 without a byte-order mark
             if isinstance(error, UnicodeDecodeError):
                 # `error.object` ends with this chunk, and may begin with bytes of the chunk before.
-                position = offset + len(chunk) - len(error.object) + error.start
+                position = offset + len(data) - len(error.object) + error.start
                 problem = f"byte 0x{error.object[error.start]:02x} at offset {position} ({error.reason})"
             advice = "set its --encoding (latin-1, cp1252, utf-16-le, ...), or --errors replace (or ignore)"
             raise UserError(f"{name} is not valid {codec.name}: {problem};\n{advice}") from None
-        offset += len(chunk)
+        offset += len(data)
         if text and not started:
             text, started = text.removeprefix("\ufeff"), True
         if text:
             yield text
 
 
-def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
+def _text_bytes(path: Path, name: str, encoding: str, most: int) -> Iterator[bytes]:
     """The file's bytes, decompressed. Raises `UserError` if they do not begin as text does."""
     with readable(name), open_regular(path) as raw:
         start = raw.peek(HEAD_BYTES)
         compression = next((suffix for suffix, magic in COMPRESSIONS.items() if re.match(magic, start)), None)
         compression = compression or compression_of(name)  # which a damaged file may only have in its name
-        for number, chunk in enumerate(_decompressed(raw, compression, name)):
+        for number, chunk in enumerate(_decompressed(raw, compression, name, most)):
             if number == 0:
                 require_text(chunk[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)
             yield chunk
 
 
-def _decompressed(raw: BufferedReader, compression: str, name: str) -> Iterator[bytes]:
+def _decompressed(raw: BufferedReader, compression: str, name: str, chunk_bytes: int) -> Iterator[bytes]:
     """The content of the file. No chunk is empty. Raises `UserError` for damage, and if it grows beyond all reason."""
     if not compression:
-        while chunk := raw.read(_CHUNK):  # None from a file of the kernel that has nothing now
+        while chunk := raw.read(chunk_bytes):  # None from a file of the kernel that has nothing now
             yield chunk
         return
     most, size = most_expanded(raw), 0
     try:
         if not raw.peek(1):  # even an empty text has some compressed bytes
             raise EOFError
-        for chunk in _decompress(raw, compression):
+        for chunk in _decompress(raw, compression, chunk_bytes):
             yield chunk
             size += len(chunk)
             if size > most:
@@ -102,10 +102,10 @@ def _decompressed(raw: BufferedReader, compression: str, name: str) -> Iterator[
         raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; {advice}") from error
 
 
-def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
+def _decompress(raw: BinaryIO, compression: str, most: int) -> Iterator[bytes]:
     """The content of the file's members. Raises `EOFError` if truncated, `zlib.error` or `BadGzipFile` if damaged."""
     if compression == ".gz":
-        yield from iter(partial(gzip.GzipFile(fileobj=raw).read, _CHUNK), b"")
+        yield from iter(partial(gzip.GzipFile(fileobj=raw).read, most), b"")
         return
     # Not bz2.open: it takes a member with a damaged header, and all after it, for the end of the file.
     new_decompressor, damage = (bz2.BZ2Decompressor, OSError) if compression == ".bz2" else _zstd()
@@ -118,7 +118,7 @@ def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
                 if not data:
                     raise EOFError
             try:
-                content = member.decompress(data, _CHUNK)
+                content = member.decompress(data, most)
             except damage as error:
                 raise zlib.error(str(error)) from error
             data = b""

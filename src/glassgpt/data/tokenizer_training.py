@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.config.validation import check_ranges
-from glassgpt.data.sources import PreparedDataset, read_source, resolve
+from glassgpt.data.sources import LocalFiles, PreparedDataset, read_source, require_texts, resolve
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
@@ -48,6 +48,8 @@ class Corpus:
         resolved = resolve(source)
         if isinstance(resolved, PreparedDataset):
             raise UserError(f"{source} is a prepared dataset, which holds tokens; name the text that it was made from")
+        if isinstance(resolved, LocalFiles):
+            require_texts(resolved, options)
         self.name, self._source, self._options = resolved.name, resolved, options
 
     def texts(self) -> Iterator[str]:
