@@ -24,7 +24,6 @@ with app.setup(hide_code=True):
     from glassgpt.interop.references import load
     from glassgpt.interpretability.capture import ActivationCache, capture
     from glassgpt.interpretability.figures import attribution, head, lens
-    from glassgpt.interpretability.head_scores import HEAD_TYPES, pattern_scores
     from glassgpt.interpretability.interventions import Edit, edited
     from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens
     from glassgpt.learn.catalog import find_lesson
@@ -308,6 +307,10 @@ def _():
 
 @app.cell
 def _(cache, letters, level_shown):
+    layer_0 = cache.layers[0].pattern(head=0)
+    nearby = [weight_back(layer_0, distance) for distance in range(PERIOD)]
+    assert max(nearby) == nearby[1]
+    assert weight_back(cache.layers[1].pattern(head=0), PERIOD - 1) > 0.6
     head(cache, layer=level_shown.value, head=0, tokens=letters)
     return
 
@@ -342,31 +345,41 @@ def weight_back(pattern: Tensor, distance: int) -> float:
     return pattern[:, rows, rows - distance].mean().item()
 
 
+@app.function(hide_code=True)
+def pattern_of(q: Tensor, k: Tensor) -> Tensor:
+    """Attention weights (B, T, T) of queries and keys (B, 1, T, D), as in lesson 4."""
+    scores = (q @ k.transpose(2, 3))[:, 0] / q.shape[-1] ** 0.5
+    future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)
+    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+
+
 @app.cell
 def _(cache, ids, model):
-    whole = cache.layers[1].pattern(head=0)
-    induction = HEAD_TYPES.index("induction")
-    reference = pattern_scores(whole, PERIOD)[induction].mean().item()
-    assert abs(weight_back(whole, PERIOD - 1) - reference) < 1e-5
-    no_layer_0 = Edit("head", layer=0, head=0)
-    with torch.no_grad(), edited(model, [no_layer_0]), capture(model) as edited_cache:
+    no_head_0 = Edit("head", layer=0, head=0)
+    with torch.no_grad(), edited(model, [no_head_0]), capture(model) as edited_cache:
         model(ids)
-    without = edited_cache.layers[1].pattern(head=0)
-    scores = [weight_back(pattern, PERIOD - 1) for pattern in (whole, without)]
-    nearby = [weight_back(cache.layers[0].pattern(head=0), d) for d in range(16)]
-    assert max(nearby) == nearby[1]
-    assert scores[0] > 0.6
-    assert scores[1] < 0.2
-    mo.md(f"Weight of layer 1, 15 back: {scores[0]:.2f}; alone: {scores[1]:.2f}.")
+    (q, k), (q_off, k_off) = (
+        (c.layers[1].rot_q, c.layers[1].rot_k) for c in (cache, edited_cache)
+    )
+    pairs = {"nothing": (q, k), "both": (q_off, k_off)}
+    pairs |= {"the queries": (q_off, k), "the keys": (q, k_off)}
+    stripe = {name: weight_back(pattern_of(*pair), 15) for name, pair in pairs.items()}
+    library_pattern = cache.layers[1].pattern(head=0)
+    assert (pattern_of(q, k) - library_pattern).abs().max() < 1e-5
+    assert stripe["both"] < 0.2 < 0.5 < stripe["the queries"]
+    assert stripe["the keys"] < 0.2
+    mo.md("; ".join(f"{name}: {weight:.2f}" for name, weight in stripe.items()))
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    *Alone* means without the head of layer 0. The stripe is gone. The two heads are one
-    *circuit*: the keys of the second are made from the output of the first
-    (*K-composition*; Elhage et al., 2021).
+    These are the weights of layer 1 on the position 15 back, if what is named is
+    computed without the head of layer 0. Without it, the stripe is gone. It is enough
+    to take it from the keys; the queries need it far less. So the two heads are one
+    *circuit*: the second reads the first through its keys (*K-composition*; Elhage et
+    al., 2021).
 
     ## How it was learned
 

@@ -63,3 +63,8 @@ def test_weights_are_the_scores_of_the_library(captured: tuple[GPT, ActivationCa
     for name, distance in (("previous token", 1), ("induction", LESSON.PERIOD - 1)):
         expected = scores[HEAD_TYPES.index(name)].item()
         assert LESSON.weight_back(pattern, distance) == pytest.approx(expected, abs=1e-6)
+
+
+def test_patterns_are_those_of_the_library(captured: tuple[GPT, ActivationCache]) -> None:
+    layer = captured[1].layers[1]
+    assert torch.allclose(LESSON.pattern_of(layer.rot_q, layer.rot_k), layer.pattern(head=0), atol=1e-5)
