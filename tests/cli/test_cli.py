@@ -11,6 +11,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -336,6 +337,9 @@ def test_a_run_that_does_not_fit_in_memory_needs_force(
         ("prepare x --tokeniser gpt2", "did you mean '--tokenizer'"),
         ("prepare -- -x --tokenizer gpt2", "'--tokenizer' is an option, but after --"),
         ("prepare -x.txt", "./-x"),
+        ("train --data.mixture a=0.1 b=0.5 a=0.9", "error: --data.mixture: 'a' is given twice"),
+        ("train --data.mixture a=0.1 --data.mixture b=0.5", "error: --data.mixture is given twice"),
+        ("train --probe.prompts a --probe.prompts=b", "error: --probe.prompts is given twice"),
         ("train --data.mixture b=-1", "error: --data.mixture must be sources with weights above 0"),
         ("prepare x --workers 1000000000", "error: --workers must be at least 1 and at most 4,096"),
         ("train --data.encoding x", "error: --data.encoding must be"),
@@ -560,7 +564,12 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     assert load.call_args.args[0] == "runs/x@best"
     assert recorder.call_args == mock.call(load.return_value, **settings)
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
+    assert written == {
+        "glassgpt": version("glassgpt"),
+        **figures,
+        "perplexity": None,
+        "documents": {"document": [3], "loss": [None]},
+    }
     reported = capsys.readouterr().out
     assert re.search(r"^loss +1\.5000 nats", reported)
     assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\n.*7 documents", reported)
@@ -881,12 +890,13 @@ def test_eval_json_does_not_overwrite_a_file_that_is_not_json(
     monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", mock.Mock(return_value=figures))
     monkeypatch.setattr(glassgpt.interop.references, "load_model", mock.Mock())
     (tmp_path / "text.txt").write_text("To be or not to be")
-    assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
-    assert "is not JSON" in capsys.readouterr().err
-    assert (tmp_path / "text.txt").read_text() == "To be or not to be"
+    for text in ("To be or not to be", '{"important": 1}', "[]", '{"glassgpts": "1"}'):
+        (tmp_path / "text.txt").write_text(text)
+        assert "name another file" in fails(capsys, "eval", "runs/x", "--json", str(tmp_path / "text.txt"))
+        assert (tmp_path / "text.txt").read_text() == text
     for _ in range(2):  # an earlier result is replaced
         assert main(["eval", "runs/x", "--json", str(tmp_path / "figures.json")]) == 0
-    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"glassgpt": version("glassgpt"), **figures}
 
 
 def test_json_can_be_written_to_a_pipe(tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ def test_an_integer_for_a_float_field_is_stored_as_a_float() -> None:
         ("steps = 3\nsteps = 4", ["my.toml", "not valid TOML"]),
         ("steps = 3\n[modell]\nn_layer = 1", ["my.toml", "'modell'", "'model'"]),
         ("steps = 3\n[optim]\nlr = '1e-3'", ["my.toml", "optim.lr"]),
+        ("data = 'big.txt'", ["my.toml", '[data] with source = "big.txt"']),
+        ("optim = 1e-3", ["my.toml", "[optim] with lr = 0.001"]),
+        ("probe = ['a']", ["my.toml", '[probe] with prompts = ["a"]']),
+        ("model = 'gpt2'", ["my.toml", "[model] with its settings"]),
+        ("sample = 'To be'", ["my.toml", '[sample] with prompt = "To be"']),
     ],
 )
 def test_an_error_in_a_toml_file_names_the_file(text: str, words: list[str]) -> None:

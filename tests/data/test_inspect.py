@@ -6,6 +6,7 @@ import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,7 @@ def test_the_command_prints_all_facts_and_checks(dataset: Path, tmp_path: Path, 
         assert row in out
     assert out.isascii() or all(line.isprintable() for line in out.splitlines())
     written = json.loads((tmp_path / "new" / "facts.json").read_text())
+    assert written.pop("glassgpt") == version("glassgpt")
     assert written == json.loads(json.dumps(facts))
 
 
@@ -344,7 +346,7 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
         ("data info missing", "missing is not a folder"),
         ("data info .", "is not a dataset"),
         ("data info out --json out", "--json out is a directory; name a file"),
-        ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is not JSON"),
+        ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "name another file"),
     ],
 )
 def test_errors_name_the_mistake_in_the_command(

@@ -282,17 +282,38 @@ def test_another_text_or_request_rebuilds_the_dataset(text: Path, tmp_path: Path
     out = tmp_path / "out"
     fingerprints = []
     for change in ({}, {"validation_fraction": 0.2}, {"tokenizer": "bytes"}):
-        assert prepare(config(text, **change), out) == out
+        assert prepare(config(text, **change), out, overwrite=True) == out
         dataset = open_dataset(out)
         assert decoded(dataset) == TEXT
         fingerprints.append(dataset.fingerprint)
     text.write_text("another text")
-    prepare(config(text), out)
+    prepare(config(text), out, overwrite=True)
     fingerprints.append(open_dataset(out).fingerprint)
     assert len(set(fingerprints)) == 4
-    prepare(config(text, encoding="latin-1"), out)
+    prepare(config(text, encoding="latin-1"), out, overwrite=True)
     assert open_dataset(out).fingerprint == fingerprints[-1]
     assert open_dataset(out).manifest["request"]["encoding"] == "latin-1"
+
+
+def test_another_dataset_is_replaced_only_on_request(text: Path, tmp_path: Path) -> None:
+    """Its runs could neither resume nor be evaluated. A damaged one of the same text is prepared again."""
+    out = prepare(config(text), tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "other.txt").write_text("another text")
+    for wanted, reason in (
+        (config(tmp_path / "other.txt"), r"source is .*text\.txt', not .*other\.txt'"),
+        (config(text, tokenizer="bytes"), "tokenizer is 'characters', not 'bytes';.*--overwrite"),
+        (config(text, encoding="latin-1"), "encoding is 'utf-8', not 'latin-1'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            prepare(wanted, out)
+    next(out.glob("train*.bin")).unlink()
+    prepare(config(text), out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()}.keys() == before.keys()
+    assert decoded(open_dataset(out)) == TEXT
+    text.write_text("changed")
+    with pytest.raises(UserError, match="its text has changed"):
+        prepare(config(text), out)
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
@@ -575,12 +596,12 @@ def test_files_of_other_types_are_logged(tmp_path: Path) -> None:
 def test_a_dataset_with_other_files_is_not_replaced(text: Path, tmp_path: Path) -> None:
     out = prepare(config(text), tmp_path / "out")
     lines: list[str] = []
-    prepare(config(text, validation_fraction=0.2), out, log=lines.append)
+    prepare(config(text, validation_fraction=0.2), out, log=lines.append, overwrite=True)
     assert any(line.startswith(f"replacing the dataset {out}") and str(text) in line for line in lines)
     (out / "NOTES.md").write_text("hours of thought")
     prepare(config(text, validation_fraction=0.2), out)  # an unchanged request: nothing is replaced
     with pytest.raises(UserError, match=r"NOTES\.md"):
-        prepare(config(text), out)
+        prepare(config(text), out, overwrite=True)
     assert (out / "NOTES.md").read_text() == "hours of thought"
 
 
@@ -600,5 +621,5 @@ def test_a_dataset_of_version_0_2_has_the_same_request(text: Path, tmp_path: Pat
         del manifest[name]
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert dataset_facts(out, lambda line: None)["source_counts"]["documents"] == 1
-    prepare(config(text, split_on="dog"), out)
+    prepare(config(text, split_on="dog"), out, overwrite=True)
     assert open_dataset(out).manifest["documents"] > 1

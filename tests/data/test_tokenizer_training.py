@@ -134,8 +134,12 @@ def test_errors_are_reported_before_training_starts(tmp_path: Path) -> None:
         Corpus(str(tmp_path / "missing"))
     assert (tmp_path / "text.json").read_text() == '{"a": 1}'
     assert not (tmp_path / "x.json").exists()
-    for _ in range(2):  # an earlier tokenizer is replaced
-        train_tokenizer(corpus, 300, tmp_path / "new" / "x.json")
+    for overwrite in (False, True):
+        train_tokenizer(corpus, 300, tmp_path / "new" / "x.json", overwrite=overwrite)
+    written = (tmp_path / "new" / "x.json").read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        train_tokenizer(corpus, 257, tmp_path / "new" / "x.json")
+    assert (tmp_path / "new" / "x.json").read_bytes() == written
 
 
 # Use in a run
@@ -192,7 +196,7 @@ def test_a_dataset_keeps_its_tokenizer(trained: Path, tmp_path: Path, capsys: py
     assert (config.data.tokenizer, config.model.vocab_size) == (str(directory / "tokenizer.json"), 700)
     resume(run, steps=3, progress=Quiet())
     for named in ("gpt2", "characters", str(tmp_path / "other.json")):
-        train_tokenizer(Corpus(str(trained / "text.txt")), 300, tmp_path / "other.json")
+        train_tokenizer(Corpus(str(trained / "text.txt")), 300, tmp_path / "other.json", overwrite=True)
         assert main(["train", "demo", "--data", str(directory), "--data.tokenizer", named]) == 2
         assert main(["prepare", str(directory), "--tokenizer", named]) == 2
     assert "another tokenizer (bpe)" in capsys.readouterr().err
@@ -206,15 +210,15 @@ def test_a_changed_tokenizer_file_rebuilds_the_dataset(trained: Path, tmp_path: 
     corpus = Corpus(config.source)
     datasets = []
     for vocab_size in (300, 301, 300):
-        train_tokenizer(corpus, vocab_size, path)
+        train_tokenizer(corpus, vocab_size, path, overwrite=True)
         datasets.append(open_dataset(prepare(config)))
     assert [dataset.tokenizer.vocab_size for dataset in datasets] == [300, 301, 300]
     assert datasets[0].directory == datasets[2].directory != datasets[1].directory
     moved = path.rename(tmp_path / "moved.json")
     assert prepare(config_with(config, moved)) == datasets[0].directory
     out = prepare(config_with(config, moved), tmp_path / "out")
-    train_tokenizer(corpus, 301, moved)
-    assert open_dataset(prepare(config_with(config, moved), out)).tokenizer.vocab_size == 301
+    train_tokenizer(corpus, 301, moved, overwrite=True)
+    assert open_dataset(prepare(config_with(config, moved), out, overwrite=True)).tokenizer.vocab_size == 301
 
 
 def config_with(config: DataConfig, tokenizer: Path) -> DataConfig:

@@ -167,6 +167,19 @@ def test_damaged_lines_of_the_metrics_are_skipped_and_listed(run: Path, capsys: 
     assert notice.endswith(": 3.")
 
 
+@pytest.mark.parametrize("replacement", ["nothing", "directory", "empty"])
+def test_a_run_without_records_is_reported_with_a_warning(
+    run: Path, capsys: pytest.CaptureFixture[str], replacement: str
+) -> None:
+    (run / "metrics.jsonl").unlink()
+    if replacement != "nothing":
+        (run / "metrics.jsonl").mkdir() if replacement == "directory" else (run / "metrics.jsonl").touch()
+    write_report(run)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert "<b>/metrics.jsonl" in warning
+
+
 def test_a_non_finite_number_leaves_a_gap(tmp_path: Path) -> None:
     records = [
         training_record(1),

@@ -13,6 +13,7 @@ import pytest
 
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import (
+    _REASONS,
     PARTIAL_PREFIX,
     atomic_directory,
     explain_os_errors,
@@ -266,6 +267,11 @@ def test_errors_that_a_user_can_fix_are_explained(number: int, reason: str) -> N
     ):
         raise OSError(number, os.strerror(number))
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_every_known_reason_says_what_to_do() -> None:
+    """`reason; remedy`, so that advice which follows, such as how to resume, does not stand for the remedy."""
+    assert [reason for reason in _REASONS.values() if reason.count("; ") != 1] == []
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ELOOP, errno.EBUSY])

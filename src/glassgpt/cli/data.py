@@ -33,6 +33,7 @@ class Prepare(TextConfig, Command):
     source: Positional[str]
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
     out: Annotated[Path | None, default("in the cache")] = None  # Directory of the prepared dataset.
+    overwrite: Flag = False  # Replace a dataset of another text or other settings in that directory.
     # Processes that share the work; the result does not depend on it.
     workers: Annotated[int | None, between(1, 4096), default("one per core")] = None
 
@@ -54,7 +55,7 @@ class Prepare(TextConfig, Command):
         from glassgpt.data.dataset import open_dataset
         from glassgpt.data.prepare import prepare
 
-        directory = prepare(self.data, out=self.out, log=say, workers=self.workers)
+        directory = prepare(self.data, out=self.out, log=say, workers=self.workers, overwrite=self.overwrite)
         dataset = open_dataset(directory)
         print(directory)
         for name, stream in (("train", dataset.train), ("validation", dataset.validation)):
@@ -78,6 +79,7 @@ class TrainTokenizer(Command):
     vocab_size: Length[int]
     # File to write, for --data.tokenizer and for Hugging Face's tokenizers library.
     out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
+    overwrite: Flag = False  # Replace the tokenizer in that file.
     # Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer.
     max_bytes: PositiveCount[int] = 200_000_000
     reading: Reading = field(default_factory=ReadingConfig)
@@ -87,7 +89,9 @@ class TrainTokenizer(Command):
         from glassgpt.tokenizers.inspect import compare_with_gpt2
 
         corpus = Corpus(self.source, self.reading)
-        trained = train_tokenizer(corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, log=print)
+        trained = train_tokenizer(
+            corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, overwrite=self.overwrite, log=print
+        )
         print(f"{self.out}: {trained.vocab_size:,} tokens")
         print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
         file = shlex.quote(str(self.out))

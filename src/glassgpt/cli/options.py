@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 import json
 import os
@@ -86,6 +87,10 @@ def parse_options(
             raise error from None
         raise UserError(f"{_message(event, options, hint)} ({program} --help)")
 
+    given = list(map(option_of, arguments))
+    for option in ("--data.mixture", "--probe.prompts"):  # the last one would count
+        if given.count(option) > 1:
+            raise UserError(f"{option} is given twice; write all its values after one {option}")
     with parse_errors.on_parse_error(refuse):
         command = tyro.cli(
             options,
@@ -248,7 +253,13 @@ def _several_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
 
     def read(texts: list[str]) -> list[str] | dict[str, float]:
         texts = [] if texts == ["none"] else texts
-        return dict(map(_weight, texts)) if weighted else texts
+        if not weighted:
+            return texts
+        pairs = list(map(_weight, texts))
+        if len(weights := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{shown(max(names, key=names.count))} is given twice; give each source one weight")
+        return weights
 
     def show(value: Any) -> list[str]:
         texts = [f"{name}={weight}" for name, weight in value.items()] if weighted else map(_shown, value)
@@ -316,17 +327,21 @@ def require_json(path: Path | None) -> None:
             raise UserError(f"--json {path} is a directory; name a file")
         if path.is_file():  # reading a pipe or a terminal would wait for input that never comes
             with open_regular(path) as file:
-                if file.read(1) not in (b"", b"{"):
-                    raise UserError(f"--json {path} exists and is not JSON; name another file")
+                if (head := file.read(100)) and not re.match(rb'\{\s*"glassgpt": "', head):
+                    raise UserError(f"--json {path} exists and is not a file of figures by glassgpt; name another file")
             if any((path.parent / name).is_file() for name in ("manifest.json", "config.toml", "config.json")):
                 raise UserError(f"--json {path} belongs to a dataset, a run or a model; name another file")
     require_writable(path)
 
 
 def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write figures as a JSON object, one line each; numbers that JSON lacks (infinite, not a number) become null."""
+    """Write figures as a JSON object, one line each; numbers that JSON lacks (infinite, not a number) become null.
+
+    The version comes first: by it `require_json` recognises a file that may be replaced.
+    """
     from glassgpt.utils.files import finite, write_atomic
 
+    figures = {"glassgpt": importlib.metadata.version("glassgpt"), **figures}
     # Not `indent`: it would write each of ten million numbers on its own line, slowly.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
     if path == Path("/dev/stdout"):  # by this process's own stream, after the lines that it has printed

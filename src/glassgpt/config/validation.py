@@ -3,9 +3,11 @@
 Not pydantic: its import takes longer than all of `glassgpt --help`, and tyro would still need plain dataclasses.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import sys
 import types
@@ -86,6 +88,20 @@ def _describe(annotation: Any) -> str:
     return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
+def _section(name: str, annotation: Any, value: Any) -> str:
+    """A section in words, if the type is one. Its first own setting that accepts the value is likely the meant one."""
+    if not (isinstance(annotation, type) and issubclass(annotation, StrictConfig)):
+        return ""
+
+    def accepts(setting: str) -> bool:
+        with contextlib.suppress(UserError, TypeError):
+            return value is not None and bool(annotation(**{setting: value}))
+        return False
+
+    meant = next(filter(accepts, inspect.get_annotations(annotation)), None)
+    return f"a section: [{name}] " + (f"with {meant} = {json.dumps(value)}" if meant else "with its settings below")
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is types.UnionType:
@@ -110,7 +126,8 @@ class StrictConfig:
         for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
-                raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {shown(value)}")
+                valid = _section(name, annotation, value) or _describe(annotation)
+                raise UserError(f"{self.name_of(name)} must be {valid}, got {shown(value)}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
         check_ranges(self, self.name_of)

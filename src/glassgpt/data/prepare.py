@@ -26,7 +26,7 @@ from glassgpt.data.shards import TOKENIZER, is_shard_name
 from glassgpt.data.sources import PreparedDataset, Source, resolve
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
 from glassgpt.utils.download import cache_directory
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, shown
 from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.formatting import Log
 
@@ -39,6 +39,7 @@ def prepare(
     *,
     workers: int | None = None,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Prepare the dataset, unless it is up to date, and return its directory: `out`, or one in the cache.
 
@@ -46,18 +47,22 @@ def prepare(
     returned as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind
     that it names (see `require_tokenizer`). The result does not depend on the number of `workers` (default: one per
     core). A call resumes an interrupted one. Without `check` an existing dataset is not verified: another process did.
-    Raises `UserError` for a bad source, or an `out` with other content.
+    Raises `UserError` for a bad source, or an `out` with other content; `overwrite` replaces a dataset of another text
+    or other settings.
     """
     wanted = _request(data, out, tokenizer)
     if isinstance(wanted, Path):
         return wanted
-    if _is_up_to_date(wanted, check, log):
+    if (outdated := _why_outdated(wanted, check, log)) is None:
         return wanted.directory
     if out is not None:
-        _require_replaceable(wanted.directory)  # before the lock, whose file is created next to it
+        _require_replaceable(wanted.directory, outdated, overwrite)  # before the lock, whose file is created next to it
     with _locked(wanted.directory, wanted.sources[0], log):
-        if not _is_up_to_date(wanted, check):  # another process may have prepared it meanwhile
-            if out is not None and (replaced := _require_replaceable(wanted.directory)) is not None:
+        if (outdated := _why_outdated(wanted, check)) is not None:  # another process may have prepared it meanwhile
+            if (
+                out is not None
+                and (replaced := _require_replaceable(wanted.directory, outdated, overwrite)) is not None
+            ):
                 log(f"replacing the dataset {wanted.directory}, prepared from {replaced}")
             DatasetBuilder(wanted, data, log).build(workers)
     return wanted.directory
@@ -72,7 +77,7 @@ def find_prepared(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Path, 
     if isinstance(wanted, Path):
         return wanted, True
     with suppress(UserError):  # of a folder without text
-        return wanted.directory, _is_up_to_date(wanted, check=False)
+        return wanted.directory, _why_outdated(wanted, check=False) is None
     return wanted.directory, False
 
 
@@ -132,26 +137,37 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     return directory
 
 
-def _is_up_to_date(wanted: Request, check: bool, log: Log = lambda line: None) -> bool:
-    """Whether an undamaged dataset of the text as it is now lies in the directory."""
+def _why_outdated(wanted: Request, check: bool, log: Log = lambda line: None) -> str | None:
+    """None if an undamaged dataset of the text as it is now lies in the directory. Otherwise how the one there differs.
+
+    That is an empty text if there is none, or the same one, damaged.
+    """
     try:
         manifest = read_manifest(wanted.directory)
-        if manifest is None or manifest["request"] != wanted.settings:
-            return False
+        if manifest is None:
+            return ""
+        if (former := manifest["request"]) != wanted.settings:
+            names = [name for name in {**former, **wanted.settings} if former.get(name) != wanted.settings.get(name)]
+            return ", ".join(
+                f"{name} is {shown(former.get(name))}, not {shown(wanted.settings.get(name))}" for name in names
+            )
         identities = manifest["source"]["identity"]
         pairs = zip(wanted.sources, identities, strict=True)
         if len(identities) != len(wanted.sources) or not all(source.is_unchanged(each) for source, each in pairs):
-            return False
+            return "its text has changed since"
         if check:
             verify_files(wanted.directory, manifest, log)
     except DamagedDatasetError as error:
         log(f"{str(error).splitlines()[0]}; it is prepared again")
-        return False
-    return True
+        return ""
+    return None
 
 
-def _require_replaceable(out: Path) -> str | None:
-    """Raise `UserError` unless the directory is free, or a dataset without other files. Return that one's source."""
+def _require_replaceable(out: Path, outdated: str, overwrite: bool) -> str | None:
+    """Raise `UserError` unless the directory is free, or a dataset without other files. Return that one's source.
+
+    `outdated`: how the dataset differs, for which `overwrite` is needed.
+    """
     with explain_os_errors("write", out):
         if out.is_mount():
             raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
@@ -163,6 +179,10 @@ def _require_replaceable(out: Path) -> str | None:
     others = sorted(name for name in names if name not in (MANIFEST, TOKENIZER) and not is_shard_name(name))
     if others:
         raise UserError(f"dataset {out} would be replaced, but {others[0]} in it is not part of it: move that first")
+    if outdated and not overwrite:
+        raise UserError(
+            f"{out} holds another dataset: {outdated}; choose another --out, or replace it with --overwrite"
+        )
     with suppress(UserError):
         return str((read_manifest(out) or {})["request"]["source"])
     return "a text that its damaged manifest does not name"

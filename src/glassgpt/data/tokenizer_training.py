@@ -72,17 +72,24 @@ class Corpus:
 
 
 def train_tokenizer(
-    corpus: Corpus, vocab_size: int, out: str | Path, *, max_bytes: int = MAX_BYTES, log: Log = lambda line: None
+    corpus: Corpus,
+    vocab_size: int,
+    out: str | Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    overwrite: bool = False,
+    log: Log = lambda line: None,
 ) -> BPETokenizer:
     """Train on a corpus, or on a sample of about `max_bytes` of it, and write the file that `data.tokenizer` takes.
 
-    Raises `UserError`, before any work, for an invalid size and if `out` cannot be written.
+    Raises `UserError`, before any work, for an invalid size, if `out` cannot be written, and if it exists, unless it is
+    a tokenizer and `overwrite` is given.
     """
     path = user_path(out)
     if vocab_size not in VOCAB_SIZES:
         least = f"{VOCAB_SIZES[0]:,} (the 256 bytes and end-of-text)"
         raise UserError(f"--vocab-size must be from {least} to {VOCAB_SIZES[-1]:,}, got {vocab_size:,}")
-    _require_writable(path)
+    _require_writable(path, overwrite)
     if not 1 <= max_bytes <= _MOST_BYTES:
         raise UserError(f"--max-bytes must be from 1 to {_MOST_BYTES:,}, got {max_bytes:,}")
     used = min(corpus.size, max_bytes)
@@ -95,7 +102,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _require_writable(path: Path) -> None:
+def _require_writable(path: Path, overwrite: bool) -> None:
     """Raise `UserError` if `path` may not be written: only a tokenizer on its own is replaced."""
     if path.suffix != ".json":
         raise UserError(f"--out must end in .json, by which --data.tokenizer recognises a file, got {path}")
@@ -109,6 +116,8 @@ def _require_writable(path: Path) -> None:
         load_tokenizer(path)
     except UserError:
         raise UserError(f"--out {path} exists and is not a tokenizer; name another file") from None
+    if not overwrite:
+        raise UserError(f"--out {path} is a tokenizer already; name another file, or replace it with --overwrite")
 
 
 def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:

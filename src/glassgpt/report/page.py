@@ -34,6 +34,9 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
     require_writable(path)
     for name in (each.name for each in runs if each.damaged):
         print(f"glassgpt: warning: {name}/metrics.jsonl has damaged lines; the report names them", file=sys.stderr)
+    for each in runs:
+        if not (each.training or each.evaluations):
+            print(f"glassgpt: warning: {each.name}/metrics.jsonl has no records (or is missing)", file=sys.stderr)
     # JSON can contain a lone surrogate, which UTF-8 cannot.
     write_atomic(path, _render(runs).encode(errors="replace"))
     return path

@@ -161,8 +161,8 @@ class RunDirectory:
             self.require_in_place()
             if not isinstance(error.__cause__, OSError):
                 raise
-            remedy = f"then continue with --resume {shlex.quote(str(self.path))}"
-            raise UserError(f"{error}, {remedy}") from error.__cause__
+            remedy = f"when that is fixed, continue with --resume {shlex.quote(str(self.path))}"
+            raise UserError(f"{error}; {remedy}") from error.__cause__
 
     def clear(self) -> None:
         """Remove a former run's files; its config is renamed first and removed last, to mark a half-removed run."""

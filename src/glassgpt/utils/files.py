@@ -33,7 +33,7 @@ _DEEP_KEY = re.compile(rf"^[\s\[]*(?:[\w-]+\s*\.\s*){{{_DEEPEST}}}", re.MULTILIN
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EFBIG: "the file would be larger than `ulimit -f` allows",
+    errno.EFBIG: "the file would be larger than `ulimit -f` allows; raise that limit",
     errno.EROFS: "the file system is read-only; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "it is a directory; name a file",
