@@ -332,7 +332,7 @@ def _(ranks_W):
     assert [f"{gb:.1f}" for gb in gigabytes(8).values()] == "24.9 14.0 8.6 3.1".split()
     bars(
         gigabytes(ranks_W.value),
-        title=f"Memory on each of {ranks_W.value} ranks",
+        title=f"Memory per rank, W = {ranks_W.value}",
         y="GB, without activations",
         form=".1f",
     )
