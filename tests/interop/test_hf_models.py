@@ -865,5 +865,5 @@ def test_vocab_json_and_merges_txt_of_an_old_tokenizer_are_read(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_exported(name: str) -> None:
-    is_modern = name in ("demo", "speedrun", "shakespeare-best", "gpt2-speedrun")
+    is_modern = name in ("demo", "induction", "speedrun", "shakespeare-best", "gpt2-speedrun")
     assert family_for(recipe(name, model={"vocab_size": 100}).model).name == ("Qwen3" if is_modern else "GPT2")

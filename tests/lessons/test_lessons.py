@@ -106,6 +106,6 @@ def test_lessons_run_as_scripts_without_network(lesson: Lesson, tmp_path: Path) 
 
 
 def test_finding_lessons() -> None:
-    assert find_lesson("4").number == find_lesson("04_attention").number == find_lesson("attention").number == 4
+    assert find_lesson("4").number == find_lesson("04_attention").number == find_lesson("04").number == 4
     with pytest.raises(UserError, match="17"):
         find_lesson("17")
