@@ -123,7 +123,7 @@ def _(tokens_M):
         at = h200_microseconds(M)
         assert (at["arithmetic"] > at["memory traffic"]) == (M == 512)
     chosen = h200_microseconds(tokens_M.value)
-    bars(chosen, title=f"Least time for {tokens_M.value} tokens", y="microseconds")
+    bars(chosen, title=f"Least time, M = {tokens_M.value}", y="microseconds")
     return
 
 
@@ -197,9 +197,9 @@ def _():
     mo.md(r"""
     The figure differs from machine to machine. A point *below* the roof leaves speed
     unused: its program is not the best for this shape, or another program took part of
-    the machine. A point *above* the roof is no contradiction. If a cache holds the
-    matrix, its bytes do not come from memory; and our peak is only the best that we
-    measured.
+    the machine. A point *above* the roof is no contradiction. A cache may hold the
+    matrix, so that its bytes do not come from memory. A copy also writes, and reading
+    alone can be faster. And our peak is only the best that we measured.
 
     ## Attention without its matrix
 
@@ -288,15 +288,20 @@ def _():
 
 @app.cell
 def _(block_size):
-    example = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0, 3.0, 1.0, 0.0])
+    example = np.array([1.0, 0.0, 2.0, 1.0, 0.0, 3.0, 1.0, 0.0])
+    m, d, a, seen = np.full((1, 1), -np.inf), 0.0, 0.0, []
     ends = range(block_size.value, 9, block_size.value)
-    seen = torch.stack([F.pad(example[:end].softmax(0), (0, 8 - end)) for end in ends])
-    assert torch.equal(seen[-1], example.softmax(0))  # for each block size
+    for end in ends:
+        keys = slice(end - block_size.value, end)
+        # Values that are unit vectors: then a / d are the weights themselves.
+        m, d, a = add_block(m, d, a, example[None, keys], np.eye(8)[keys])
+        seen.append((a / d)[0])
+    assert np.allclose(seen[-1], np.exp(example) / np.exp(example).sum())
     heatmap(
         seen,
         rows=[f"{end} keys seen" for end in ends],
         columns=[f"{score:.0f}" for score in example],
-        title="Weights so far; columns: scores",
+        title="Weights so far, by score",
     )
     return
 

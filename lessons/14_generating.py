@@ -9,6 +9,8 @@ __generated_with = "0.25.2"
 app = marimo.App(app_title="14. Generating text")
 
 with app.setup(hide_code=True):
+    import textwrap
+
     import marimo as mo
     import torch
     from torch import Tensor
@@ -107,8 +109,9 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    **Predict.** The figure shows the eight most likely characters after `the list of `
-    and, as one bar, all other characters. At temperature 2, which is the longest bar?
+    **Predict.** The figure shows the eight most likely characters after `the list of`
+    and a space. One more bar shows all other characters together. At temperature 2,
+    which bar is the longest? Below it, the library draws a text at this temperature.
     """)
     return
 
@@ -146,7 +149,7 @@ def _(model, prompt, temperature, tokenizer):
         model, tokenizer, prompt, max_new_tokens=100, temperature=temperature.value
     )
     sample = prompt + "".join(map(str, drawn))
-    mo.plain_text(f"τ = {temperature.value:g}: {sample!r}")
+    mo.plain_text(textwrap.fill(repr(sample), 34))
     return
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.recipes import recipe, recipe_names
+from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
 from glassgpt.config.validation import flatten
 from glassgpt.utils.errors import UserError
@@ -436,3 +436,13 @@ def test_a_shorter_context_removes_windows_that_would_cover_it() -> None:
     assert config.with_shorter_context(100) is config
     assert config.with_shorter_context(20) == dataclasses.replace(config, context_length=20)
     assert config.with_shorter_context(19) == ModelConfig(context_length=19)
+
+
+@pytest.mark.parametrize("name", ["mine.tml", "mine", "mine.tomll"])
+def test_a_recipe_of_ones_own_is_found_with_a_wrong_extension(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("steps = 3\n")
+    with pytest.raises(UserError, match=r"did you mean mine\.toml\?"):
+        recipe_text(name)

@@ -23,13 +23,14 @@ from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.evaluation import perplexity
 from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
-from glassgpt.interop.references import find_checkpoint, load
+from glassgpt.interop.references import LoadedModel, find_checkpoint, load
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer
 from glassgpt.training.run import train
+from glassgpt.utils import device as device_module
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 from kill_harness import Quiet, fast_training, records_of, tiny_config, write_text
@@ -299,6 +300,21 @@ def test_a_shorter_context_uses_shorter_windows(run: Path) -> None:
     limit = model.config.context_length
     with pytest.raises(UserError, match=f"from 1 to {limit}"):
         evaluate(run, context_length=limit + 1)
+
+
+def test_a_huge_context_needs_memory_for_the_text_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = BytesTokenizer()
+    model, text = model_for(tokenizer, position="rope"), tmp_path / "text.txt"
+    text.write_text("abc " * 250)
+    loaded = LoadedModel("model", model, tokenizer, None, None)
+    result = evaluate(loaded, source=str(text), split="all", context_length=10**12)
+    assert result["tokens"] == 999
+    assert result["loss"] == evaluate(loaded, source=str(text), split="all", context_length=999)["loss"]
+    needed = 1000 * (2 * model.config.n_embd + model.config.resolved_n_inner) * 4
+    monkeypatch.setattr(device_module, "available_memory", lambda device, swap=False: needed // 2)
+    with pytest.raises(UserError, match=r"use a context length of at most 450$"):
+        evaluate(loaded, source=str(text), split="all", context_length=10**12)
+    assert evaluate(loaded, source=str(text), split="all", context_length=450)["tokens"] == 999
 
 
 def test_the_result_names_the_model_the_data_and_the_versions(run: Path) -> None:

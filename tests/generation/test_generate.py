@@ -20,8 +20,10 @@ from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation import generate as module
 from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids, sampling_distribution, window_start
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer
+from glassgpt.utils import device as device_module
 from glassgpt.utils.errors import UserError
 
 TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -466,3 +468,33 @@ def test_without_a_prompt_generation_begins_a_document(tokenizer: Tokenizer, exp
     model = random_model(vocab_size=tokenizer.vocab_size)
     by_default, by_id = (ids_of(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
     assert by_default == by_id
+
+
+@pytest.mark.parametrize(("use_cache", "position"), [(True, "rope"), (False, "learned")])
+def test_samples_that_cannot_fit_into_memory_are_refused(
+    use_cache: bool, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(position=position)
+    # Keys and values in float64: 2 layers, 2 heads of width 8, 6 of 8 positions. Logits, their distribution and sums.
+    cached = 2 * 2 * 16 * 6 * 8 if use_cache else 0
+    read = (3 if use_cache else 6) * (2 * 16 + 64) * 8
+    each = cached + read + 3 * 8
+    free = 1000 * each
+    monkeypatch.setattr(device_module, "available_memory", lambda device, swap=False: free)
+
+    def start(n: int, tokens: int = 3) -> None:
+        generate(model, None, [1, 2, 3], max_new_tokens=tokens, n=n, use_cache=use_cache)
+
+    start(900)
+    with pytest.raises(UserError, match=r"use n of at most 900$") as error:
+        start(1100)
+    assert "\n" not in str(error.value)
+    free = 10
+    with pytest.raises(UserError, match="fewer new tokens"):
+        start(1)
+
+
+def test_a_cache_knows_its_bytes() -> None:
+    config = ModelConfig(**(TINY | {"window": 4, "position": "rope"}))
+    cache, meta = (KVCache(config, 3, 8, torch.empty(0, device=device)) for device in ("cpu", "meta"))
+    assert cache.nbytes == meta.nbytes == sum(x.numel() * 4 for layer in cache.layers for x in (layer.k, layer.v))

@@ -160,6 +160,8 @@ def test_references_that_name_no_checkpoint_are_errors(run: Path, tmp_path: Path
         f"{tmp_path}/missing": "missing does not exist",
         f"{tmp_path}/missing@best": "missing does not exist",
         f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
+        f"{run}@": "names no checkpoint after the @",
+        "": "'' is not a model; pass",
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",
         f"{tmp_path}": f"name a run in it, such as {tmp_path}/begun",

@@ -30,7 +30,8 @@ def recipe_text(name: str) -> str:
         raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
     if name and path.exists():
         raise UserError(f"{name} is not a recipe; to train on its text: glassgpt train --data {shlex.quote(name)}")
-    nearest = did_you_mean(name, recipe_names())
+    own = Path(f"{path.parent / path.stem}.toml")  # an extension left out or mistyped
+    nearest = f"; did you mean {own}?" if path.stem and own.is_file() else did_you_mean(name, recipe_names())
     raise UserError(f"unknown recipe {shown(name)}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")
 
 

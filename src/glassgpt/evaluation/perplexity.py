@@ -25,7 +25,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
 from glassgpt.utils.arguments import check_arguments
-from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
+from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision, require_memory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
@@ -102,6 +102,7 @@ def measure_stream(
     its share of the windows, which may be empty. Raises `UserError` for fewer than two tokens.
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
+    context_length = max(1, min(context_length, len(stream)))
     device = model.embedding.weight.device
     batch_size = max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
     # Without marks between documents, only the index shows where a tokenizer of a file may have put a space.
@@ -247,12 +248,11 @@ def evaluate(
     data, default_split = _open_data(loaded, changes | {"delimiter": delimiter, "split_on": split_on}, log)
     split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
-    precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
-    with suppress(UserError):  # the device may lack the run's precision
-        precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
-    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
+    precision = _precision_of(loaded, quantize)
+    _require_memory(model, streams, context_length, precision)
+    options: dict[str, Any] = {"context_length": context_length, "keep_tokens": tokens, "by_document": True}
     with matmul_precision(precision):
-        measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
+        measured = [measure_stream(model, each, tokenizer, precision=precision, **options) for each in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **_finite(combine(measured, data), loaded.model),
@@ -265,6 +265,22 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _precision_of(loaded: LoadedModel, quantize: str | None) -> str:
+    """The precision of the model's run, or float32 if it is quantized or its device lacks that."""
+    wanted = "auto" if loaded.config is None else loaded.config.precision
+    with suppress(UserError):
+        return find_precision("float32" if quantize else wanted, loaded.model.embedding.weight.device)
+    return "float32"
+
+
+def _require_memory(model: GPT, streams: Sequence[TokenStream], context_length: int | None, precision: str) -> None:
+    """Raise `UserError` if a window of the context length certainly does not fit into free memory."""
+    length = min(context_length or model.config.context_length, max(map(len, streams)))
+    each_token = inference.forward_bytes(model, 1, 2 if precision in ("bfloat16", "float16") else 4)
+    where, fewer = model.embedding.weight.device, "a context length"
+    require_memory(where, f"a context of {length:,} tokens", length, each_token, fewer, "use a smaller model")
 
 
 def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:

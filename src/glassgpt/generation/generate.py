@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
+from glassgpt.generation.inference import InferencePrecision, evaluation_mode, forward_bytes, prepare_for_inference
 from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
 from glassgpt.utils.arguments import check_arguments
+from glassgpt.utils.device import require_memory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 
@@ -49,7 +50,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     n: int = 1,
     seed: int = 1337,
     use_cache: bool = True,
@@ -62,13 +63,12 @@ def generate(
     before a `stop` string, or at one of the model's `end_ids`, by default the tokenizer's end of text. A full context
     drops its older half and reads the rest again (`window_start`), unless the model `has_unlimited_context`. precision:
     see `prepare_for_inference`. probabilities: also compute each token's. Global random state is not used. Raises
-    `UserError` for an empty prompt and invalid settings, before the first token, and for logits that are not finite.
+    `UserError` for an empty prompt, invalid settings and samples that cannot fit into free memory, before the first
+    token, and for logits that are not finite.
     """
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
-    if n < 1:
-        raise UserError(f"n must be at least 1, got {n}")
     # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
@@ -77,6 +77,7 @@ def generate(
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
+    _require_memory(model, batch, settings, precision, use_cache)
     texts = [_TextStream(tokenizer, stop, model.end_ids, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
@@ -122,6 +123,25 @@ class _NextLogits:
             self.cache, self.cache_start = self.model.new_cache(len(ids), self.capacity), start
         unread = ids[:, start + (0 if self.cache is None else self.cache.length) :]
         return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])
+
+
+def _require_memory(
+    model: GPT, prompt: Tensor, settings: SamplingConfig, precision: InferencePrecision, use_cache: bool
+) -> None:
+    """Raise `UserError` if what each sample certainly needs is more than what is free: see `require_memory`."""
+    device, (n, T) = prompt.device, prompt.shape
+    is_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    numbers = torch.empty(0, dtype=torch.bfloat16 if is_bfloat16 else model.embedding.weight.dtype, device="meta")
+    capacity = T + settings.max_new_tokens
+    if not model.config.has_unlimited_context:
+        capacity = min(capacity, model.config.context_length)
+    cached = KVCache(model.config, 1, capacity, numbers).nbytes if use_cache else 0
+    read = forward_bytes(model, min(T, capacity) if use_cache else capacity, numbers.element_size())
+    # The logits; and unless the largest is taken, their distribution in float32 and its sums in float64.
+    drawing = model.vocab_size * (numbers.element_size() + (0 if settings.temperature == 0 else 12))
+    each = cached + max(read, drawing) + 8 * T
+    what = f"generating {n:,} sample{'s' * (n > 1)} in one batch"
+    require_memory(device, what, n, each, "n", "use fewer new tokens, or a shorter prompt")
 
 
 def _draw_next(model: GPT, logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:

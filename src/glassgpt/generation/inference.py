@@ -197,6 +197,11 @@ def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: Inferen
         return InferenceGPT(model, partial(PackedLinear, rows=rows))
 
 
+def forward_bytes(model: GPT, tokens: int, width: int) -> int:
+    """Bytes that a forward pass certainly needs at once: for each token two residual streams and the inner values."""
+    return tokens * (2 * model.config.n_embd + model.config.resolved_n_inner) * width
+
+
 @torch.no_grad()
 def _in_bfloat16(model: GPT) -> GPT:
     """A copy with bfloat16 parameters that shares the original's hooks."""

@@ -74,6 +74,8 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
     if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
         base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
         directory = _require_checkpoints(base)
+        if base != text and not selector:
+            raise UserError(f"{text} names no checkpoint after the @; use {base}, {base}@best or {base}@STEP")
         steps = [int(path.name) for path in checkpoint_paths(directory)]
         if not selector and verify:
             warn = partial(print, "glassgpt: warning:", file=sys.stderr)  # names damaged checkpoints
@@ -90,8 +92,10 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
 def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
+    if not name or (run.exists() and not run.is_dir()):
+        raise UserError(
+            f"{name or repr(name)} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file"
+        )
     if not run.is_dir():
         nearby = nearby_path(name)
         fix = "check the path"

@@ -16,6 +16,7 @@ Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +27,7 @@ from glassgpt.figures import Figure, heatmap_grid
 from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.arguments import check_arguments
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, shown
 from glassgpt.utils.torch_internals import uncompiled
 
 HEADS_CELLS = 24_000  # in the figure of all heads, which then has at most about 150 kB
@@ -35,6 +36,8 @@ Hook = Callable[..., None]  # what is called after a module's forward pass
 
 def require_index(what: str, index: int, count: int) -> None:
     """Raise `UserError` unless there is a layer, head, position or token id with this number."""
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise UserError(f"{what} must be a whole number, got {shown(index)}")
     if not 0 <= index < count:
         raise UserError(f"there is no {what} {index}; valid: 0 to {count - 1}")
 
@@ -86,6 +89,7 @@ class LayerActivations(_Recorded):
             return self.kernel_mask
         return self.span.plain_mask(self.rot_q.shape[-2], self.rot_k.shape[-2], self.rot_k.device)
 
+    @check_arguments
     def scores(self, head: int | None = None) -> Tensor:
         """q k^T / sqrt(D) plus the position bias, -inf if masked: of one head (B, T, S), or of all (B, H, T, S)."""
         bias = self.kernel_bias if head is None or self.kernel_bias is None else self.kernel_bias[head : head + 1]
@@ -93,10 +97,12 @@ class LayerActivations(_Recorded):
         scores = scores.masked_fill(~self.mask, -torch.inf)
         return scores if head is None else scores[:, 0]
 
+    @check_arguments
     def pattern(self, head: int | None = None) -> Tensor:
         """Attention weights, softmax(scores): of one head (B, T, S), or of all (B, H, T, S)."""
         return self.scores(head).softmax(dim=-1)
 
+    @check_arguments
     def kernel_error(self, pattern: Tensor | None = None, head: int | None = None) -> float:
         """The largest difference between `pattern @ v` and the kernel's output: rounding, unless dropout was on."""
         pattern = self.pattern(head) if pattern is None else pattern
@@ -197,6 +203,7 @@ def _hooks_of(block: Block, layer: LayerActivations) -> list[tuple[nn.Module, Ho
     ]
 
 
+@check_arguments
 @torch.no_grad()
 def attention_overview(cache: ActivationCache, size: int = 48) -> tuple[Tensor, Tensor, list[float]]:
     """All heads' attention in the first sequence. Raises `UserError` before a pass.
@@ -216,6 +223,7 @@ def attention_overview(cache: ActivationCache, size: int = 48) -> tuple[Tensor, 
     return torch.stack(thumbnails), torch.stack(entropies), errors
 
 
+@check_arguments
 def heads(cache: ActivationCache) -> Figure:
     """Draw all heads' attention in the first sequence: layers as rows, heads as columns.
 

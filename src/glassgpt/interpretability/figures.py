@@ -13,10 +13,12 @@ from glassgpt.interpretability.head_scores import HEAD_TYPES
 from glassgpt.interpretability.logit_lens import Lens
 from glassgpt.interpretability.logit_lens import attribution as attribution
 from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 
 
+@check_arguments
 def head(cache: ActivationCache, layer: int, head: int, tokens: Sequence[str]) -> Figure:
     """Draw one head's attention weights in the first sequence: queries (T) as rows, keys (S) as columns.
 
@@ -35,6 +37,7 @@ def head(cache: ActivationCache, layer: int, head: int, tokens: Sequence[str]) -
     return heatmap(pattern, rows=texts[S - T :], columns=texts, x="key", y="query", title=title)
 
 
+@check_arguments
 def lens(lens: Lens, tokens: Sequence[str], tokenizer: Tokenizer) -> Figure:
     """Draw a logit lens: positions (n) as rows, depths (L + 1) as columns.
 
@@ -55,6 +58,7 @@ def lens(lens: Lens, tokens: Sequence[str], tokenizer: Tokenizer) -> Figure:
     return heatmap(p, rows=rows, columns=columns, texts=texts, limits=(0, 1), x="depth", y="position", title=title)
 
 
+@check_arguments
 def head_scores(scores: Tensor, types: Sequence[str] = HEAD_TYPES) -> Figure:
     """Draw head scores (types, L, H): a heat map of layers by heads for each type, all from 0 to 1."""
     _, L, H = scores.shape

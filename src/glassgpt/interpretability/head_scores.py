@@ -12,6 +12,7 @@ from torch import Tensor
 from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interpretability.capture import capture
 from glassgpt.model.gpt import GPT
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.rng import generator_for
 
 HEAD_TYPES = ("previous token", "duplicate token", "induction", "first-token sink")
@@ -19,6 +20,7 @@ PERIOD = 32  # tokens before the repetition; a head that attends to all alike sc
 TEXTS = 4
 
 
+@check_arguments
 def repeated_tokens(vocab_size: int, context_length: int, seed: int) -> tuple[Tensor, int]:
     """Texts (B, 2 p) of p different ids, repeated once, and p: `PERIOD`, or less for a small vocabulary or context."""
     period = max(1, min(PERIOD, context_length // 2, vocab_size))
@@ -27,6 +29,7 @@ def repeated_tokens(vocab_size: int, context_length: int, seed: int) -> tuple[Te
     return once.repeat(1, 2)[:, :context_length], period
 
 
+@check_arguments
 def pattern_scores(pattern: Tensor, period: int) -> Tensor:
     """Scores (4, ...) of attention patterns (..., T, T) on a text with that period, in the order of `HEAD_TYPES`.
 
@@ -46,6 +49,7 @@ def pattern_scores(pattern: Tensor, period: int) -> Tensor:
     return sums / max(1, len(rows))
 
 
+@check_arguments
 @torch.no_grad()
 def head_scores(model: GPT, seed: int = 0) -> Tensor:
     """Scores (4, L, H) of each head, 0 to 1 (see `pattern_scores`): the mean over texts drawn from the seed."""

@@ -17,6 +17,7 @@ from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.model.loss import CHUNK_ELEMENTS
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 
 
@@ -50,6 +51,7 @@ class Lens(Predictions):
     norm: Tensor  # norm of the residual stream's vectors (L + 1, n), before the final norm
 
 
+@check_arguments
 @torch.no_grad()
 def logit_lens(
     model: GPT, cache: ActivationCache, start: int = 0, stop: int | None = None, k: int = 5, watch: Sequence[int] = ()
@@ -75,6 +77,7 @@ def logit_lens(
     return Lens(**by_depth, norm=torch.linalg.vector_norm(at_least_float32(x), dim=-1))
 
 
+@check_arguments
 @torch.no_grad()
 def predictions(model: GPT, cache: ActivationCache, k: int = 5) -> Predictions:
     """The model's predictions over the first sequence; memory and errors as in `logit_lens`."""
@@ -146,6 +149,7 @@ class Attribution:
         return str(attribution(self))
 
 
+@check_arguments
 def attribution(attribution: Attribution, count: int = 12) -> Figure:
     """Draw the `count` largest contributions to a logit (or to a difference) as bars, and the sum of the others.
 
@@ -160,6 +164,7 @@ def attribution(attribution: Attribution, count: int = 12) -> Figure:
     return bars(values, form="+.2f", title=f"Contributions to the {name}: {total:.2f}")
 
 
+@check_arguments
 @torch.no_grad()
 def logit_attribution(
     model: GPT, cache: ActivationCache, position: int, token: int, against: int | None = None

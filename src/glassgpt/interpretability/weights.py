@@ -12,11 +12,13 @@ from torch import Tensor
 from glassgpt.interpretability.capture import at_least_float32, require_index
 from glassgpt.model.gpt import GPT, LearnedPositions
 from glassgpt.model.loss import CHUNK_ELEMENTS
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import require_kernel
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.torch_internals import uncompiled
 
 
+@check_arguments
 def tables(model: GPT) -> dict[str, Tensor]:
     """`embedding`, `head` unless tied, and `positions` if learned: tables (N, C) without the vocabulary's padding."""
     result = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
@@ -27,6 +29,7 @@ def tables(model: GPT) -> dict[str, Tensor]:
     return result
 
 
+@check_arguments
 def weight_of(model: GPT, name: str) -> Tensor:
     """A parameter by its name, without the vocabulary's padding. Raises `UserError` if there is none."""
     parameters = dict(model.named_parameters())
@@ -36,6 +39,7 @@ def weight_of(model: GPT, name: str) -> Tensor:
     return weight[: model.vocab_size] if name in ("embedding.weight", "head.weight") else weight
 
 
+@check_arguments
 @torch.no_grad()
 def nearest(table: Tensor, row: int, k: int = 12) -> tuple[Tensor, Tensor]:
     """The k rows of a table (N, C) nearest to one of its rows, without that row: their numbers (k,) and cosines (k,).
@@ -51,6 +55,7 @@ def nearest(table: Tensor, row: int, k: int = 12) -> tuple[Tensor, Tensor]:
     return top.indices, top.values
 
 
+@check_arguments
 @torch.no_grad()
 def principal_components(table: Tensor, n: int = 3) -> tuple[Tensor, Tensor]:
     """The first n principal components (Pearson, 1901) of a table (N, C).
@@ -71,6 +76,7 @@ def principal_components(table: Tensor, n: int = 3) -> tuple[Tensor, Tensor]:
     return F.pad(points, (0, missing)), F.pad(shares, (0, missing))
 
 
+@check_arguments
 @torch.no_grad()
 def singular_values(weight: Tensor) -> Tensor:
     """Singular values of a matrix (N, C), descending, float64 (min(N, C),).
@@ -99,6 +105,7 @@ def _float64_chunks(table: Tensor) -> Iterator[Tensor]:
     return (table[start : start + rows].double() for start in range(0, len(table), rows))
 
 
+@check_arguments
 @torch.no_grad()
 def statistics(weight: Tensor) -> dict[str, float]:
     """Frobenius `norm`, `mean`, population `std` and `largest` absolute value of weights of any shape."""
@@ -107,6 +114,7 @@ def statistics(weight: Tensor) -> dict[str, float]:
     return {"norm": _norm(flat), "mean": float(flat.mean()), "std": float(std), "largest": float(largest)}
 
 
+@check_arguments
 @torch.no_grad()
 def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row."""
@@ -114,6 +122,7 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
 
 
+@check_arguments
 def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
     """The mean loss of texts ids (B, T) in nats; by parameter name, the norms of the parameter and of its gradient.
 

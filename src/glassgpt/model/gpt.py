@@ -158,6 +158,7 @@ class GPT(nn.Module):
             self.head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
 
     @classmethod
+    @check_arguments
     def create(cls, config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> "GPT":
         """A new model with weights drawn from `seed`: the same on every device."""
         model = cls.empty(config, device)
@@ -165,6 +166,7 @@ class GPT(nn.Module):
         return model
 
     @classmethod
+    @check_arguments
     def empty(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "GPT":
         """A model with uninitialised weights, to be filled by `initialize` or from a file."""
         with SkipInit(), torch.device(device):

@@ -79,6 +79,11 @@ class KVCache:
         self.limit = None if config.has_unlimited_context and capacity >= window_and_globals else capacity
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, also if they are on the device `meta`."""
+        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
+
+    @property
     def length(self) -> int:
         """Tokens so far."""
         return self.layers[0].length

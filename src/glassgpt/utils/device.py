@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.formatting import format_bytes
 from glassgpt.utils.gpu_specs import find_gpu
 from glassgpt.utils.openmp import numeric_variables
 
@@ -141,6 +142,19 @@ def available_memory(device: torch.device, *, swap: bool = False) -> int | None:
         return None
     free = min([psutil.virtual_memory().available, *_free_in_groups()])
     return max(0, int(free)) + (psutil.swap_memory().free if swap else 0)
+
+
+def require_memory(device: torch.device, what: str, count: int, each: int, setting: str, otherwise: str) -> None:
+    """Raise `UserError` if `count` times `each` bytes certainly do not fit; it names the largest `setting` that does.
+
+    On a CPU, free swap counts as free. `otherwise`: what to do if not even 1 fits.
+    """
+    free = available_memory(device, swap=True)
+    if free is None or count * each <= 1.05 * free:
+        return
+    fitting, owner = int(0.9 * free / each), "this machine" if device.type == "cpu" else "the GPU"
+    remedy = f"use {setting} of at most {fitting:,}" if fitting else otherwise
+    raise UserError(f"{what} needs {format_bytes(count * each)} and {owner} has {format_bytes(free)} free; {remedy}")
 
 
 # Files of a control group by version: its limit, its usage, and the lines of memory.stat that can be reclaimed.
