@@ -144,7 +144,7 @@ class Killer:
 
     def _prepare(self, workers: int) -> None:
         exec(SLOW_DISK, {})
-        prepare(self.config, self.out, workers=workers)
+        prepare(self.config, self.out, workers=workers, overwrite=True)
 
     def _count(self) -> None:
         finished, publishing = self.finished(), (self.work / "manifest.json").exists()

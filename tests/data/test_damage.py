@@ -110,7 +110,7 @@ def test_no_manifest_gives_another_error(config: DataConfig, tmp_path: Path) -> 
             except UserError as error:
                 errors.append(str(error))
         if number % 10 == 0:
-            prepare(config, directory)  # which repairs it
+            prepare(config, directory, overwrite=True)  # which repairs it
             verify(directory)
             assert "checksum" in path.read_text()
     assert all(str(directory) in error for error in errors)

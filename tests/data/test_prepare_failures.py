@@ -80,12 +80,12 @@ def test_a_finished_build_is_not_used_for_another_request(texts: Path, tmp_path:
     out = tmp_path / "sets" / "out"
     for change in ("request", "text"):
         with mock.patch("glassgpt.data.builder.DatasetBuilder._publish", side_effect=KeyboardInterrupt):
-            assert main(command(texts, out)) == 130
+            assert main(command(texts, out, "--overwrite")) == 130
         if change == "text":
             (texts / "a.jsonl").write_text(json.dumps({"text": WORDS}))
         options = ["--validation=first_shard"] if change == "request" else []
-        assert main(command(texts, out, *options)) == 0
-        main(command(texts, tmp_path / "expected" / "out", *options))
+        assert main(command(texts, out, "--overwrite", *options)) == 0
+        main(command(texts, tmp_path / "expected" / "out", "--overwrite", *options))
         assert contents(out) == contents(tmp_path / "expected" / "out")
 
 
@@ -104,9 +104,9 @@ def test_a_half_removed_older_dataset_is_replaced(texts: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", fail)
-        assert main(command(texts, out)) == 130
+        assert main(command(texts, out, "--overwrite")) == 130
     assert len(removed) == 3
-    assert main(command(texts, out)) == 0
+    assert main(command(texts, out, "--overwrite")) == 0
     assert names_beside(out) == ["out"]
     assert open_dataset(out).manifest["request"]["shard_tokens"] == 2000
 
@@ -412,7 +412,7 @@ def test_rows_that_are_skipped_are_no_reason_to_refuse_a_folder(tmp_path: Path) 
     assert open_dataset(tmp_path / "out").manifest["bad_rows"] == 2
     (folder / "c.csv").write_text('text,id\n"a,1\n')  # where its row ends is not certain
     with pytest.raises(UserError, match=r"c\.csv"):
-        prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out")
+        prepare(DataConfig(source=str(folder), tokenizer="bytes", skip_bad=True), tmp_path / "out", overwrite=True)
 
 
 def test_a_dataset_is_not_up_to_date_with_a_folder_that_has_a_link_to_nothing(texts: Path, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_dataset_is_not_up_to_date_with_a_folder_that_has_a_link_to_nothing(te
     (texts / "gone.jsonl").symlink_to("nowhere")
     (texts / "e.jsonl").write_text("[")
     with pytest.raises(UserError, match=r"(?s)gone\.jsonl.*e\.jsonl"):
-        prepare(data, tmp_path / "out")
+        prepare(data, tmp_path / "out", overwrite=True)
 
 
 # -------------------------------------------------------------------------------------------------------- full disks
@@ -597,7 +597,7 @@ def test_a_dataset_inside_its_source_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(WORDS)
     out = tmp_path / "dataset"
     for _ in range(2):
-        assert main(command(tmp_path, out)) == 0
+        assert main(command(tmp_path, out, "--overwrite")) == 0
         (tmp_path / "b.txt").write_text(WORDS * 2)
     assert open_dataset(out).manifest["documents"] == 2
 
@@ -607,7 +607,7 @@ def test_out_may_be_a_link_but_not_the_root_of_a_file_system(
 ) -> None:
     (tmp_path / "link").symlink_to(small_disk / "there")
     for options in ((), ("--validation=first_shard",)):
-        assert main(command(texts, tmp_path / "link", *options)) == 0
+        assert main(command(texts, tmp_path / "link", "--overwrite", *options)) == 0
         assert (tmp_path / "link").is_symlink()
         open_dataset(small_disk / "there")
     assert main(command(texts, small_disk)) == 2
