@@ -197,7 +197,7 @@ def _():
     mo.md(r"""
     The figure differs from machine to machine. A point *below* the roof leaves speed
     unused: its program is not the best for this shape, or another program took part of
-    the machine. A point *above* the roof is no contradiction. A cache may hold the
+    the machine. A point *above* the roof does not contradict it. A cache may hold the
     matrix, so that its bytes do not come from memory. A copy also writes, and reading
     alone can be faster. And our peak is only the best that we measured.
 
@@ -376,7 +376,7 @@ def _():
     ```
 
     - `GPU-Util` is the share of time in which *some* kernel ran. A memory-bound kernel
-      also gives 100 %, so it is no share of the peak.
+      also gives 100 %, so it is not a share of the peak.
     - `Pwr:Usage` far below `Cap`, at 100 %, is a hint that the arithmetic units wait.
     - `Memory-Usage` contains memory that PyTorch keeps for later tensors.
 

@@ -22,7 +22,7 @@ def test_temperature_is_that_of_the_library(temperature: float) -> None:
 @pytest.mark.parametrize(("method", "value"), [("top-k", 1), ("top-k", 7), ("top-p", 0.7), ("min-p", 0.2)])
 def test_truncation_is_that_of_the_library(method: str, value: float) -> None:
     logits = 3 * torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
-    settings = SamplingConfig(temperature=1.0, **{method.replace("-", "_"): value})
+    settings = SamplingConfig.from_dict({"temperature": 1.0, method.replace("-", "_"): value})
     ours = torch.stack([LESSON.truncated(p, method, value) for p in logits.softmax(dim=-1)])
     assert torch.allclose(ours, sampling_distribution(logits, settings), atol=1e-6)
 
