@@ -70,8 +70,8 @@ class Learn(Command):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
         server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
         assert server.stdin is not None
-        server.stdin.write(token)  # not as an argument, which other users see
-        server.stdin.close()
+        with contextlib.suppress(BrokenPipeError), server.stdin:  # of a server that ended at once: see `_answers`
+            server.stdin.write(token)  # not as an argument, which other users see
         try:
             if not _answers(port, server):
                 raise UserError(f"marimo could not serve the lesson on port {port}; choose another with --port")
