@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ class Lesson:
         parts = []
         for number, each in enumerate(self.exercises().values(), 1):
             answer = f"/// details | Answer to exercise {number}\n\n```python\n{each.source}\n```\n\n///"
-            parts.append(f"**Exercise {number}.**\n\n```python\n{each.stub}\n```\n\n{answer}")
+            signature = each.stub.partition('    """')[0]  # without the question: as text, it wraps on narrow pages
+            parts.append(
+                f"**Exercise {number}.** {inspect.getdoc(each.answer)}\n\n```python\n{signature}```\n\n{answer}"
+            )
         return "\n\n".join(parts)
 
 
