@@ -307,8 +307,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 4 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 4 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

@@ -177,7 +177,7 @@ def _(cache, ids, model, tokenizer):
     assert seen.next_p[:2, 4:].mean() < 0.2
     assert seen.next_p[2, 3] < 0.5
     assert (seen.next_rank[2, 4:] == 0).all()
-    lens(seen, [f"{i} {letters[i]}" for i in range(13, 24)], tokenizer)
+    lens(seen, [f"{i}:{letters[i]}" for i in range(13, 24)], tokenizer)
     return (letters,)
 
 
@@ -455,13 +455,13 @@ def _():
     - The logit lens shows *when* a prediction appears; attribution shows *who adds it
       directly*.
     - Ablation shows what is needed, also indirectly. Patterns suggest how.
-    - An induction head looks one place after an earlier occurrence. It needs a
+    - An induction head looks one position after an earlier occurrence. It needs a
       previous-token head in a layer before it.
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 15 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 15 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 
