@@ -482,8 +482,8 @@ def _(model):
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 8 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 8 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 
