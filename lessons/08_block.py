@@ -163,8 +163,8 @@ def _(change):
 def _():
     mo.md(r"""
     A shift changes only RMSNorm's result. A factor changes neither (but for
-    $\epsilon$). With one large number, RMSNorm brings the other five below 0.2: a norm
-    fixes the size of the whole *vector*, not of each number.
+    $\epsilon$). With one large number, RMSNorm leaves the other five between $-0.2$ and
+    $0.2$: a norm fixes the size of the whole *vector*, not of each number.
 
     ## Feed-forward: compute within a token
 
@@ -306,9 +306,9 @@ def _():
     ## Why add?
 
     Now take something away: the `x +`. A text of 24 different tokens goes through 12
-    untrained blocks, once as they are, once with $x \leftarrow f(\text{norm}(x))$. We
-    measure how similar the vectors of different tokens are: the mean cosine between
-    them. 0 means unrelated, 1 means the same direction.
+    untrained blocks, once as they are, once with $x \leftarrow f(\text{norm}(x))$ for
+    both parts $f$. We measure how similar the vectors of different tokens are: the mean
+    cosine between them. 0 means unrelated, 1 means the same direction.
     """)
     return
 
@@ -412,13 +412,13 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    initial = mo.ui.dropdown(
-        {"0.02 / √(2L)": "scaled", "0.02": "plain", "0": "zero"},
+    divided = mo.ui.dropdown(
+        {"0.02 / √(2L)": True, "0.02": False},
         value="0.02 / √(2L)",
         label="σ of the matrices that write",
     )
-    initial
-    return (initial,)
+    divided
+    return (divided,)
 
 
 @app.function
@@ -434,11 +434,10 @@ def measured_variances(L: int, sigma_w: float) -> list[float]:
 
 
 @app.cell
-def _(initial):
+def _(divided):
     variances = {}
     for L in (12, 24, 48):
-        values = {"scaled": 0.02 / (2 * L) ** 0.5, "plain": 0.02, "zero": 0.0}
-        sigma_w = values[initial.value]
+        sigma_w = 0.02 / (2 * L) ** 0.5 if divided.value else 0.02
         measured = measured_variances(L, sigma_w)
         derived = derived_variances(L, sigma_w)
         assert abs(measured[-1] / derived[-1] - 1) < 0.05
@@ -450,24 +449,24 @@ def _(initial):
 
 
 @app.cell(hide_code=True)
-def _():
+def _(model):
     scaled_end = [derived_variances(n, 0.02 / (2 * n) ** 0.5)[-1] for n in (12, 24, 48)]
     plain_end = derived_variances(48, 0.02)[-1]
     share_scaled, share_plain = 0.0008 / scaled_end[2], 0.0008 / plain_end
+    assert model.config.residual_init == "zero"
     assert all(round(end, 3) == 0.012 for end in scaled_end)
     assert [round(plain_end, 1), round(scaled_end[0] / 0.0008)] == [1.1, 15]
     assert (f"{share_scaled:.1%}", f"{share_plain:.2%}") == ("6.6%", "0.07%")
     mo.md(r"""
-    No: it grows to 15 times the start in each model. But all three end at the same
-    0.012, since twice the blocks make twice as many writes, each of half the variance.
+    No: it grows about 15 times in each model. But all three end at the same 0.012,
+    since twice the blocks make twice as many writes, each of half the variance.
 
     With $\sigma_w = 0.02$, all models follow *one* line, and 48 blocks end at 1.1. This
     does not overflow: the next norm divides by the size. But the norm shrinks all parts
     alike. The embedding has variance 0.0008. Its share of the final stream falls to
     0.07 %, instead of 6.6 % with the division. The rest is what random matrices wrote.
 
-    With $\sigma_w = 0$, blocks start by writing nothing, and the stream is the
-    embedding. The recipe of our trained model starts so.
+    Our trained model started with $\sigma_w = 0$: its blocks wrote nothing at first.
 
     All this holds before training, for one draw of the weights. Another draw can differ
     from the derived line by a fifth at 48 blocks. In longer texts, attention averages

@@ -107,9 +107,9 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    With 16 bits, one has to choose. bfloat16 is the first half of a float32: about its
-    range, a coarse fraction. float16 has a finer fraction and a small range. TF32 has
-    the longer one of each, and needs 19 bits.
+    bfloat16 is the first half of a float32: about its range, a coarse fraction. float16
+    has a finer fraction and a small range. TF32 has the longer exponent and the longer
+    fraction, in 19 bits. (float32 and float16 follow IEEE 754, 2008.)
 
     ## Rounding
 
@@ -117,7 +117,7 @@ def _():
     fraction as one whole number of 24 bits, the *significand*. Cut off its last
     $23 - n_f$ bits. If the part that you cut off is more than half a unit of what
     remains, round up. If it is *exactly* half, choose the neighbour that is even, whose
-    last bit is 0. Halves that always go up would make sums too large.
+    last bit is 0. If halves always went up, sums of positive numbers would be too big.
 
     Below the smallest normal number, the gaps stay as they are, so more bits are cut
     off. If rounding up carries beyond the fraction, the exponent increases by 1.
