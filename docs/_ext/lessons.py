@@ -100,6 +100,7 @@ def run(app: marimo.App, cells: list[Cell], overrides: Mapping[str, Any]) -> lis
 def as_html(result: Any) -> str:
     """A result as HTML. Formulas become MathML."""
     text = result.text if hasattr(result, "text") else result._repr_html_()
+    text = text.replace('dark:prose-invert contents"', '"')  # furo shows an error for a class `contents`
     formula = re.compile(r'<marimo-tex class="arithmatex">\|\|([(\[])(.*?)\|\|[)\]]</marimo-tex>', re.DOTALL)
     return formula.sub(lambda m: convert(html.unescape(m[2]), "block" if m[1] == "[" else "inline"), text)
 

@@ -10,7 +10,7 @@ import torch
 from glassgpt.cli.main import main
 from glassgpt.learn.catalog import find_lesson
 from glassgpt.learn.checking import check_file
-from glassgpt.learn.exercises import WrongAnswerError, exercise, expect_close, student_file
+from glassgpt.learn.exercises import WrongAnswerError, exercise, expect_close, expect_none_of, student_file
 from glassgpt.utils.errors import UserError
 
 RIGHT = "def variance_of_scores(D, sigma):\n    return sigma**2\n"
@@ -153,3 +153,11 @@ def test_an_exercise_is_its_answer() -> None:
     assert double(3) == 6
     assert "return 2 * x" in double.source
     assert "return 2" not in double.stub
+
+
+def test_known_mistakes_are_named() -> None:
+    mistakes = {"transposed": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "no scale": torch.tensor(2.0)}
+    with pytest.raises(WrongAnswerError, match="transposed"):
+        expect_none_of(torch.tensor([[1.0, 3.0], [2.0, 4.0]]), mistakes)
+    expect_none_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), mistakes)
+    expect_none_of(None, mistakes)

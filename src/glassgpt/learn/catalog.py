@@ -1,6 +1,7 @@
 """The lessons on disk: `lessons/NN_name.py`, each with its exercises in `lessons/exercises/NN_name.py`."""
 
 import ast
+import inspect
 import re
 import runpy
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ class Lesson:
         parts = []
         for number, each in enumerate(self.exercises().values(), 1):
             answer = f"/// details | Answer to exercise {number}\n\n```python\n{each.source}\n```\n\n///"
-            parts.append(f"**Exercise {number}.**\n\n```python\n{each.stub}\n```\n\n{answer}")
+            signature = each.stub.partition('    """')[0]  # without the question: as text, it wraps on narrow pages
+            parts.append(
+                f"**Exercise {number}.** {inspect.getdoc(each.answer)}\n\n```python\n{signature}```\n\n{answer}"
+            )
         return "\n\n".join(parts)
 
 

@@ -16,7 +16,7 @@ import inspect
 import math
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,16 @@ def expect_close(result: Any, expected: Any, what: str, tolerance: float = 1e-5)
             continue
         if not math.isclose(value, right, rel_tol=tolerance, abs_tol=tolerance):
             raise WrongAnswerError(f"{what}: expected {right:.6g} {_where(place, shapes[1])}, not {value:.6g}")
+
+
+def expect_none_of(result: Any, mistakes: Mapping[str, Any]) -> None:
+    """Raise `WrongAnswerError` if the result is nearly one of these wrong ones: `mistakes` maps reasons to them."""
+    for reason, mistake in mistakes.items():
+        try:
+            expect_close(result, mistake, reason)
+        except WrongAnswerError:
+            continue
+        raise WrongAnswerError(reason)
 
 
 def student_file(title: str, exercises: Iterable[Exercise]) -> str:
