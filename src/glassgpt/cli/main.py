@@ -77,8 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
     for words in (2, 1):  # the longest name first: `learn check` is not a lesson
         name = " ".join(arguments[:words])
         if name in COMMANDS:
-            is_resume = name == "train" and gives(arguments, "--resume")
-            command = Resume if is_resume else COMMANDS[name]
+            command = Resume if name == "train" and gives(arguments, "--resume") else COMMANDS[name]
             return command.parse(name, arguments[words:]).run() or 0
     # The first word of two-word commands alone stands for all of them.
     first = next(iter(arguments), "")

@@ -154,7 +154,6 @@ def matrix(values: Any, what: str) -> np.ndarray:
     """Values (R, C) as float64. Raises `UserError` for another shape or none."""
     array = floats(values)
     if array.ndim != 2 or not array.size:
-        raise UserError(
-            f"{what} must be a matrix (rows, columns), not of shape {array.shape}; use squeeze() or an index"
-        )
+        advice = "use squeeze() or an index"
+        raise UserError(f"{what} must be a matrix (rows, columns), not of shape {array.shape}; {advice}")
     return array

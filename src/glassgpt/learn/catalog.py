@@ -41,16 +41,11 @@ class Lesson:
         return "\n\n".join(parts)
 
 
-def lessons_directory() -> Path:
-    """The folder of the lessons: in an installed package, or in a clone of the repository."""
-    installed = Path(__file__).parent / "lessons"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "lessons"
-
-
 def lessons() -> list[Lesson]:
     """All lessons in order. Reads only their docstrings."""
-    found = []
-    for path in sorted(lessons_directory().glob("[0-9][0-9]_*.py")):
+    found, installed = [], Path(__file__).parent / "lessons"
+    folder = installed if installed.is_dir() else Path(__file__).parents[3] / "lessons"  # of a clone
+    for path in sorted(folder.glob("[0-9][0-9]_*.py")):
         title, _, question = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")
         found.append(Lesson(path, title, " ".join(question.split())))
     return found

@@ -68,10 +68,8 @@ def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
         yield {"problem": f"loading it raised {type(error).__name__}{line}: {str(error).partition(chr(10))[0]}"}
         return
     _limit(0)
-    found = [(lesson, lesson.exercises()) for lesson in lessons()]
-    rows = [
-        (lesson.number, each) for lesson, all_ in found if vars(module).keys() & all_.keys() for each in all_.values()
-    ]
+    names, found = vars(module).keys(), ((lesson.number, lesson.exercises()) for lesson in lessons())
+    rows = [(number, each) for number, all_ in found if names & all_.keys() for each in all_.values()]
     if not rows:
         yield {"problem": "it has no function of an exercise; start with: glassgpt learn LESSON --exercises FILE"}
         return

@@ -68,9 +68,7 @@ class Exercise:
         return _source(self.answer, keep_body=True)
 
 
-def exercise(answer: Answer) -> Exercise:
-    """Decorate the reference answer of an exercise."""
-    return Exercise(answer)
+exercise = Exercise  # the decorator of a reference answer
 
 
 def expect(condition: object, reason: str) -> None:
