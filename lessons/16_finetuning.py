@@ -512,7 +512,7 @@ def _(assistant, loss_on):
     assert _replies[3] == "e<|end|>"
     _shown = ["<|user|>", *(f"<|user|>{text}<|assistant|>" for text in _texts[1:])]
     _rows = [f"| `{a}` | `{b}` |" for a, b in zip(_shown, _replies, strict=True)]
-    mo.md("\n".join(["| text | continued with |", "| --- | --- |", *_rows]))
+    mo.md("\n".join(["| text | continued with |", "| :-- | :-- |", *_rows]))
     return
 
 
