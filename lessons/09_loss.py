@@ -93,7 +93,7 @@ def _():
     **Which number should training make smaller, and when is it small?**
 
     A model gives each possible next token a probability. Training needs one number
-    for how good these are. This lesson derives it and finds out what its values mean.
+    that says how good these are. This lesson derives it.
 
     ## From likelihood to loss
 
@@ -200,9 +200,8 @@ def _():
 
     $$-\ln p_y = -\ln \frac{e^{z_y}}{\sum_i e^{z_i}} = \ln \sum_i e^{z_i} - z_y$$
 
-    If we add a constant to all logits, it cancels: the loss stays the same. But
-    float32 ends at about $3.4 \cdot 10^{38} \approx e^{88.7}$. So we subtract the
-    largest logit $m$ first:
+    A constant added to all logits cancels. But float32 ends at about $3.4 \cdot
+    10^{38} \approx e^{88.7}$. So we subtract the largest logit $m$ first:
 
     $$-\ln p_y = \ln \sum_i e^{z_i - m} - (z_y - m)$$
 
@@ -237,8 +236,8 @@ def _():
     stable = token_losses(z, torch.zeros(len(c), dtype=torch.long))
     assert torch.allclose(stable, torch.tensor(0.4076), atol=1e-4)
     assert (naive[c >= 88] == math.inf).all()
-    assert (naive[c <= -106] == -math.inf).all()
-    assert (naive - stable)[c.abs() <= 80].abs().max() < 1e-4
+    assert (naive[c <= -108] == -math.inf).all()
+    assert (naive - stable)[c.abs() <= 86].abs().max() < 1e-4
     _curves = {"with m": (c, stable), "without m": (c, naive)}
     lines(
         _curves, title="Loss in float32 (gaps: infinite)", x="c", points=["without m"]
@@ -249,14 +248,14 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    From $c = 88$ on, an exponential *overflows*: it is infinite, and so is the loss.
-    From about $-106$ down, all exponentials are 0, and $\ln 0 = -\infty$. Shortly
+    Above about $c = 86$, the sum *overflows*: it is infinite, and so is the loss. From
+    about $-106$ down, all exponentials are 0, and $\ln 0 = -\infty$. Shortly
     before, the numbers have few bits left, and the loss is wrong without a warning.
     With $m$, it is right everywhere.
 
     ## The gradient
 
-    Training changes each logit against its derivative. The chain rule gives
+    Training moves the logits against their derivatives. The chain rule gives
 
     $$\frac{\partial}{\partial z_i} \left( \ln \sum_j e^{z_j} - z_y \right) =
     \frac{e^{z_i}}{\sum_j e^{z_j}} - [i = y] = p_i - [i = y]$$
@@ -451,8 +450,9 @@ def _():
     mo.md(r"""
     The trained BPE model has about twice the loss, and predicts the text better: about
     2.5 bits per byte against 3.6. Each of its predictions is harder, but it makes 2.8
-    times fewer. Even the *new* BPE model is at 3.6. It knows nothing, but its
-    tokenizer has frequent strings as single tokens.
+    times fewer. (Other ways to cut the same text are not counted.) Even the *new* BPE
+    model is at 3.6. It knows nothing, but its tokenizer has frequent strings as single
+    tokens.
 
     ## What to remember
 

@@ -1,6 +1,7 @@
 """Exercises of lesson 9, loss."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +9,12 @@ import torch.nn.functional as F
 from glassgpt.learn.exercises import Answer, exercise, expect, expect_close
 
 
-def _is_close(result: object, other: torch.Tensor) -> bool:
+def _is_close(result: Any, other: torch.Tensor) -> bool:
     is_tensor = isinstance(result, torch.Tensor) and result.shape == other.shape
     return is_tensor and torch.allclose(result.double(), other.double(), atol=1e-5)
 
 
-def _is_number(result: object, other: float) -> bool:
+def _is_number(result: Any, other: float) -> bool:
     is_number = isinstance(result, int | float | torch.Tensor)
     return is_number and math.isclose(float(result), other, rel_tol=1e-4)
 
