@@ -56,7 +56,7 @@ def _():
     ## Characters
 
     The simplest vocabulary is the sorted list of the characters in a text. The id of
-    a character is its place in that list.
+    a character is its place in that list, counted from 0: a space is first.
     """)
     return
 
@@ -258,8 +258,8 @@ def _(count):
 def _():
     mo.md(r"""
     The pairs `e s` and `s t` both occur 9 times, more often than any other pair. The
-    smaller ids win: `es` is first, then `est`. After 5 merges, `␣lowest` is `␣low` and
-    `est`, although this word was not in the text, and counting was the only rule.
+    smaller ids win: `es` is first, then `est`. From 5 merges to 10, `␣lowest` is `␣low`
+    and `est`, although this word was not in the text, and counting was the only rule.
     Frequent words become one token, and rare words become familiar pieces. In the
     worst case the pieces are single bytes, so nothing is unknown.
 
@@ -291,7 +291,7 @@ def _():
     model (lesson 2), and the model must compute a score for each.
 
     **Predict.** With 256 ids, a token is 1 byte. A vocabulary of 8,192 is 32 times as
-    large. How many bytes does a token then have on average: 32, 16, 8 or 4?
+    large. About how many bytes does a token then have: 32, 16, 8 or 4?
     """)
     return
 
@@ -362,8 +362,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 1 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 1 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

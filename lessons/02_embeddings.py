@@ -131,9 +131,10 @@ def _():
     *Dog bites man.* and *Man bites dog.* have the same four vectors. Attention (lesson
     4) is a weighted average of the tokens so far, and an average has no order.
 
-    **Predict.** We give both sentences to new models and compare the scores that they
-    compute for the token after the full stop. For which of these three are the scores
-    equal: one layer or two layers without positions, or one layer with positions?
+    **Predict.** We give both sentences to new models, with random weights. We compare
+    the scores that they compute for the token after the full stop. For which of these
+    three are the scores equal: one layer or two layers without positions, or one layer
+    with positions?
     """)
     return
 
@@ -173,10 +174,10 @@ def _():
 
     ## Added positions
 
-    GPT-2 *learns* a second table with a row per position, and adds row $t$ to token
-    $t$. It has 1,024 rows, so longer texts are impossible. Vaswani et al. (2017) use a
-    formula instead. Each pair of numbers is a hand of a clock with its own speed
-    $\omega_i$, from fast to slow:
+    GPT-2 *learns* a second table with a row per position, and adds row $t$ to the
+    vector of token $t$. It has 1,024 rows, so longer texts are impossible. Vaswani et
+    al. (2017) use a formula instead, a vector $p_t$ of $C$ numbers. Each pair of
+    numbers is a hand of a clock with its own speed $\omega_i$, from fast to slow:
 
     $$p_t = (\sin \omega_0 t, \cos \omega_0 t, \sin \omega_1 t, \cos \omega_1 t,
     \ldots), \qquad \omega_i = 10000^{-2i/C}$$
@@ -242,12 +243,14 @@ def _():
 
     ## Rotary positions
 
-    Su et al. (2021) use the clock hands differently. They split each query and key
-    into pairs of numbers, which are arrows in a plane, and *rotate* arrow $i$ of token
-    $t$ by the angle $\omega_i t$. A dot product of two arrows is the product of their
-    lengths times the cosine of the angle between them. Rotation keeps lengths. If the
-    query is at $m$ and the key at $n$, the angle changes by $\omega_i (n - m)$:
-    distance alone, exactly. Values are not rotated.
+    Attention gives two tokens a *score*: the dot product of two vectors of $D$ numbers,
+    the *query* of one and the *key* of the other (lesson 4). Su et al. (2021) use the
+    clock hands there. They split each query and key into pairs of numbers, which are
+    arrows in a plane, and *rotate* arrow $i$ of token $t$ by the angle $\omega_i t$,
+    now with $\omega_i = 10000^{-2i/D}$. A dot product of two arrows is the product of
+    their lengths times the cosine of the angle between them. Rotation keeps lengths. If
+    the query is at $m$ and the key at $n$, the angle changes by $\omega_i (n - m)$:
+    distance alone, exactly.
     """)
     return
 
@@ -285,11 +288,12 @@ def _(model, tokenizer):
 def _():
     mo.md(r"""
     The rotation is the library's, on the queries of the trained model. When all tokens
-    move by 100 places, the scores stay the same, up to rounding.
+    move by 100 positions, the scores stay the same, up to rounding.
 
-    **Predict.** A query and a key are equal, with arrows of length 1 and $D = 64$.
-    How does their score change with the distance: does it fall steadily? The *base*
-    is the number $10000$ in the speeds. What does a larger base do?
+    **Predict.** A query and a key are equal, with $D = 64$: 32 arrows of length 1. How
+    does their score change with the distance: does it fall steadily? The figure shows
+    the score divided by that at distance 0. The *base* is the number $10000$ in the
+    speeds. What does a larger base do?
     """)
     return
 
@@ -336,8 +340,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 2 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 2 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

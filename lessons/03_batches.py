@@ -203,10 +203,12 @@ def _():
     and Rogaway, 2002). This is still a permutation, since no two numbers below $n$ can
     arrive at the same one.
 
-    Now the batch. From a text of $N$ tokens, an epoch takes $n = \lfloor (N - T) / T
-    \rfloor$ windows, $T$ tokens apart. Each epoch draws its own *offset* from $0$ to
-    $T - 1$, at which its first window starts. Otherwise a token at the beginning of a
-    window, with almost no text before it, would be there in every epoch.
+    Now the batch. Each epoch draws its own *offset* from $0$ to $T - 1$, at which its
+    first window starts. Otherwise a token at the beginning of a window, with almost no
+    text before it, would be there in every epoch. The largest offset, $T - 1$, and the
+    last target take $T$ tokens, so a text of $N$ tokens has $n = \lfloor (N - T) / T
+    \rfloor$ windows, $T$ tokens apart. (`seed_for` makes one seed from a seed, a name
+    and the epoch.)
     """)
     return
 
@@ -346,8 +348,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 3 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 3 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

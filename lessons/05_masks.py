@@ -177,9 +177,9 @@ def _():
 def _():
     mo.md(r"""
     **Predict.** `masked_too_late` also gives future tokens weight 0, but after the
-    softmax. We change the last character of a text, a space, to a full stop. We compare
-    the layer's output at each position with the output before. Which positions change,
-    with each of the two functions?
+    softmax. We change the last character of a text (· in the figure) from a space to a
+    full stop. We compare the layer's output at each position with the output before.
+    Which positions change, with each of the two functions?
     """)
     return
 
@@ -198,7 +198,7 @@ def _():
     assert changes[1].min() > 1e-4
     heatmap(
         torch.stack(changes), rows=["before softmax", "after softmax"],
-        columns=list("the list is·"), form=".1%",
+        columns=list("the␣list␣is·"), form=".1%",
         title="Change of the output by place of the mask",
     )  # fmt: skip
     return
@@ -252,6 +252,8 @@ def changed(mask: Tensor, token: int, n_layer: int, C: int = 16) -> Tensor:
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
+    In the figure, columns are tokens, rows are layers, and a coloured cell has changed.
+
     **Predict.** 16 tokens, 4 layers, a window of $W = 4$. Token 0 changes. Which is the
     last token that changes with it? Then move the slider to token 2: do the last tokens
     notice its change, if token 0 is global?
@@ -299,7 +301,9 @@ def _():
     ## Allowed is not used
 
     A mask says what a model *may* use. The trained model may use 64 characters. We keep
-    its weights and narrow its window, without training again.
+    its weights and narrow its window, without training again. The *loss* (lesson 9) is
+    the mean of $-\ln p$, with $p$ the probability that the model gives to the right
+    next character. Its unit is the *nat*, and smaller is better.
 
     **Predict.** At which window does the loss become clearly worse: 32, 8 or 2?
     """)
@@ -352,8 +356,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 5 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 5 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

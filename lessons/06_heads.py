@@ -113,10 +113,12 @@ def _(share):
 def _():
     mo.md(r"""
     At $w = 0.75$, one head keeps $0.9$ of $a$ and only $0.1$ of $b$. The covariance of
-    $a$ and $z$ is $w$, and the variance of $z$ is $w^2 + (1 - w)^2$. The share is
-    therefore
+    $a$ and $z$ is $w$, and the variance of $z$ is $w^2 + (1 - w)^2$. The best estimate
+    of $a$ is a number times $z$, and the share that it recovers is their squared
+    correlation, since the variance of $a$ is $1$:
 
-    $$\frac{w^2}{w^2 + (1 - w)^2}$$
+    $$\frac{\text{cov}(a, z)^2}{\text{var}(a) \, \text{var}(z)} =
+    \frac{w^2}{w^2 + (1 - w)^2}$$
 
     For $b$, $w$ and $1 - w$ change places, so both shares sum to $1$ at every $w$. Two
     heads recover both in full. A wider head would not help: its weight $w$ applies to
@@ -133,7 +135,7 @@ def _():
     per token.
 
     The outputs $z_h$ of all heads are put side by side and multiplied by $W_o$. This is
-    a *sum over heads*, each with its own part of $W_o$:
+    a *sum over heads*, each with its own $D$ rows of $W_o$, the part $W_o^{(h)}$:
 
     $$y = [z_0, \dots, z_{H-1}]\, W_o = \sum_h z_h W_o^{(h)}$$
 
@@ -184,7 +186,7 @@ def _():
 def _():
     mo.md(r"""
     The model has 2 layers of 4 heads. We set the output of one head to zero and measure
-    the loss on a text. `edited` does this inside the library's model.
+    the loss on a text (lesson 5). `edited` does this inside the library's model.
 
     **Predict.** Without one head, the loss rises. Does each of the 8 heads matter about
     equally?
@@ -358,8 +360,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 6 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 6 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

@@ -63,9 +63,10 @@ def _():
     ## A language to translate
 
     We need a language in which you can see at once which word belongs to which. In
-    ours, each English word is spelt backwards. The order changes as well: the noun
-    comes first, then its adjectives, then *the*, *my* or *every*. The verb goes to the
-    end.
+    ours, each English word is spelt backwards. The order changes as well. A sentence
+    is a subject, a verb and an object. In subject and object, the noun comes first,
+    then its adjectives in their order, then *the*, *my* or *every*. The verb goes to
+    the end of the sentence.
     """)
     return
 
@@ -123,9 +124,10 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    The places $2, 1, 0, 5, 4, 3$ are the *alignment*: where each target word comes
-    from. We know it, but the models below never see it. They see 2,800 pairs of
-    sentences, and 200 other pairs test them.
+    The English text is the *source*, its translation the *target*. The source
+    positions $2, 1, 0, 5, 4, 3$, counted from $0$, are the *alignment*: where each
+    target word comes from. We know it, but the models below never see it. They see
+    2,800 pairs of sentences, and 200 other pairs test them.
 
     ## Two texts, one formula
 
@@ -136,10 +138,13 @@ def _():
 
     $$y = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}}\right) v$$
 
-    Here $x$ is the target and $m$, the *memory*, is what the encoder made of the
-    source. The weights have the shape $(T, S)$. There is no causal mask: the whole
-    source is known before the first word is written. A mask only hides padding. If
-    $m = x$, the same function is self-attention.
+    Here $x$ $(T, C)$ are the vectors of the target. $m$ $(S, C)$, the *memory*, is the
+    output of the encoder: one row for each source word. $W_q$, $W_k$ and $W_v$ are $(C,
+    D)$, so $q$ is $(T, D)$, and $k$ and $v$ are $(S, D)$. The softmax is over the
+    source: the weights $(T, S)$ sum to $1$ in each row. There is no causal mask, since
+    the whole source is known before the first word is written. In a batch of $B$ pairs,
+    shorter sources are padded, and a mask hides the padding. If $m = x$, the same
+    function is self-attention without a causal mask.
     """)
     return
 
@@ -247,15 +252,16 @@ def trained_translator(mix: bool, seed: int = 0) -> nn.ModuleDict:
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    The decoder predicts each target word from the ones before it, and adds what
-    cross-attention brings. `embed` adds a vector of the word and one of its place
-    (lesson 2); `norm` divides a vector by its root mean square. The last steps are a
-    small feed-forward part (lesson 8) and scores for all words. The page leaves out the
-    training loop; it is in the file of this lesson.
+    The decoder predicts each target word from the ones before it, and adds the output
+    of cross-attention. `embed` adds a vector of the word and one of its position
+    (lesson 2); `norm` divides a vector by its root mean square. The matrices `q`,
+    `k` and `v` are those above, here with $D = C = 32$; `o` maps the result back to
+    $C$ numbers. The last steps are a small feed-forward part (lesson 8) and scores for
+    all $V$ words. The training loop is in the file of this lesson.
 
-    glassgpt's models have no cross-attention. But its attention kernel takes any
-    queries and keys, so we can compare: `attend` with trained weights, for a target of
-    4 words and a source of 6.
+    glassgpt's models have no cross-attention. But its attention kernel, the function
+    that computes softmax and average, takes any queries and keys. So we can compare
+    it with `attend`, with trained weights, for a target of 4 words and a source of 6.
     """)
     return
 
@@ -265,7 +271,8 @@ def _():
     model = trained_translator(mix=False)
     x = embed(model, as_ids([["<start>", "tac", "dlo", "eht"]]))  # T = 4
     memory = embed(model, as_ids(["the old cat hears my dog".split()]))  # S = 6
-    ours, weights = attend(model, "cross", x, memory, torch.tensor(True))
+    nothing_hidden = torch.tensor(True)
+    ours, weights = attend(model, "cross", x, memory, nothing_hidden)
     assert weights.shape == (1, 4, 6)
     q, k, v = (
         model[f"cross_{role}"](norm(y))[:, None]  # (B, H, T or S, D) with H = 1
@@ -285,10 +292,12 @@ def _():
     ## The alignment matrix
 
     The first translator has the simplest encoder: the vectors of the source words
-    themselves (`mix=False`). It trains for 500 steps.
+    themselves (`mix=False`). It trains for 500 steps. The figure shows its weights $(T,
+    S)$. Columns are source words. Each row is the step that writes a target word: the
+    decoder then has the words *before* it. A word *looks most at* the column with the
+    largest weight of its row.
 
-    **Predict.** Rows are the words that it writes, columns are the source words. Where
-    do you expect the large weights: on the diagonal?
+    **Predict.** Where do you expect the large weights: on the diagonal?
     """)
     return
 
@@ -313,7 +322,7 @@ def weights_of(model: nn.ModuleDict, mix: bool, pairs: list) -> list[Tensor]:
 
 @app.function(hide_code=True)
 def aligned(weights: list[Tensor], pairs: list, shift: int = 0) -> list[bool]:
-    """Whether each target word looks most `shift` places after its source."""
+    """Whether each target word looks most `shift` positions after its source."""
     return [
         int(matrix[t].argmax()) == place + shift
         for matrix, (_, _, places) in zip(weights, pairs, strict=True)
@@ -327,13 +336,10 @@ def _(number, tests):
     direct = weights_of(trained_translator(mix=False), False, [pair])
     hits = aligned(direct, [pair])
     assert sum(hits) >= len(hits) - 1
-    heatmap(
-        direct[0],
-        rows=pair[1],
-        columns=pair[0],
-        title=f"{sum(hits)} of {len(hits)} words look most at their source",
-    )
-    return
+    heading = f"{sum(hits)} of {len(hits)} words look most at their source"
+    axes = {"x": "source", "y": "word to write"}
+    heatmap(direct[0], rows=pair[1], columns=pair[0], title=heading, **axes)
+    return (axes,)
 
 
 @app.cell(hide_code=True)
@@ -341,17 +347,18 @@ def _():
     mo.md(r"""
     The large weights follow the alignment: in each phrase the noun first and *the*,
     *my* or *every* last, and the verb at the end. No one showed it to the model. It has
-    no other choice: row $s$ of the memory holds only word $s$, so without weight on
-    that row, the output cannot depend on the word. (That the weight must not be $0$ is
-    logic. That it is the largest is measured.)
+    little choice: row $s$ of the memory holds only word $s$. If its weight is $0$,
+    the output cannot depend on the word. (That the weight must not be $0$ is logic.
+    That it is the largest is measured.)
 
     ## An encoder that mixes
 
     Real encoders let the source words see each other. Ours gets one layer of
-    self-attention (`mix=True`), and trains for the same time, from three seeds.
+    self-attention (`mix=True`), and trains for the same number of steps, from three
+    seeds of its first weights.
 
-    **Predict.** It translates as well as before. Will its matrix show the same
-    alignment?
+    **Predict.** It translates as well as before. Will its cross-attention show the same
+    alignment? What does a row of the memory hold now?
     """)
     return
 
@@ -366,39 +373,36 @@ def _():
 
 
 @app.cell
-def _(encoder_seed, tests):
+def _(axes, encoder_seed, tests):
     first = tests[0]
     mixed = weights_of(trained_translator(True, encoder_seed.value), True, [first])
     mixed_hits = aligned(mixed, [first])
-    heatmap(
-        mixed[0],
-        rows=first[1],
-        columns=first[0],
-        title=f"{sum(mixed_hits)} of {len(mixed_hits)} words look most at their source",
-    )
+    title = f"{sum(mixed_hits)} of {len(mixed_hits)} words look most at their source"
+    heatmap(mixed[0], rows=first[1], columns=first[0], title=title, **axes)
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    Now a word may be read from a row where another word stands. Self-attention has
-    copied it there: after the encoder, each row holds a mixture of words, and the loss
-    is the same from whichever row a word is read.
+    Fewer words look most at their source, and which ones depends on the seed. After the
+    encoder, each row of the memory holds a mixture: self-attention has copied other
+    words into it. So the decoder may read a word from another word's row. The loss does
+    not depend on the row from which it reads.
 
     ## One text instead of two
 
     A decoder-only model, such as GPT, has no cross-attention. We give it one text,
     source `<start>` target `<end>`, and count the loss on the target only. Its causal
-    self-attention can look back at the source, in the part of its matrix that belongs
-    to target rows and source columns. We train the library's GPT (2 layers, 1 head,
-    about as many parameters) in this way.
+    self-attention can look back at the source. We train the library's GPT in this way,
+    with 2 layers, 0 and 1, of 1 head each, from two seeds.
 
-    It includes `<start>`. The rest of a row's weight is on target words, so rows of
-    this part need not sum to 1.
+    The figure shows a part of one layer's attention matrix: the rows of the steps that
+    write target words, and the columns of the source and `<start>`. It leaves out the
+    columns of the target words, so a row need not sum to 1.
 
-    **Predict.** The part has the shape of a cross-attention matrix. Will it show the
-    alignment: in the first layer, in the second, in both, or not at all?
+    **Predict.** This part is like a cross-attention matrix. Will it show the alignment:
+    in layer 0, in layer 1, in both, or not at all?
     """)
     return
 
@@ -458,7 +462,7 @@ def compared(tests: list) -> tuple[dict[str, float], dict[str, float]]:
             hits = aligned(parts, tests)
             looking[f"{name}, layer {i}"] = sum(hits) / len(hits)
     hits = aligned(parts, tests, shift=1)  # of the last layer of the last seed
-    looking[f"{name}, one place on"] = sum(hits) / len(hits)
+    looking[f"{name}, layer 1, one after"] = sum(hits) / len(hits)
     return right, looking
 
 
@@ -489,27 +493,26 @@ def _():
 
 
 @app.cell
-def _(part_of_gpt, tests):
+def _(axes, part_of_gpt, tests):
     gpt_seed, gpt_layer = part_of_gpt.value
     part = gpt_weights(gpt_seed, tests[:1])[gpt_layer]
     gpt_hits = aligned(part, tests[:1])
-    heatmap(
-        part[0],
-        rows=tests[0][1],
-        columns=[*tests[0][0], "<start>"],
-        title=f"{sum(gpt_hits)} of {len(gpt_hits)} words look most at their source",
-    )
+    name = f"{sum(gpt_hits)} of {len(gpt_hits)} words look most at their source"
+    columns = [*tests[0][0], "<start>"]
+    heatmap(part[0], rows=tests[0][1], columns=columns, title=name, **axes)
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
-    One sentence proves little.
+    One sentence proves little. The last figure counts the target words of all 200 test
+    sentences that look most at their source word. A source has 7 words on average, so a
+    random column is right in about 1 of 7 cases. The last bar counts something else:
+    words of seed 1, layer 1, that look most at the position *after* their source word.
 
-    **Predict.** Of all target words in the 200 test sentences, how many look most at
-    their source word, in each layer of each model? A random place is right in about 1
-    of 7 cases.
+    **Predict.** You have seen one sentence of each model. What share do you expect with
+    an encoder that does not mix, with one that mixes, and in the layers of the GPT?
     """)
     return
 
@@ -518,11 +521,7 @@ def _():
 def _(tests):
     right, looking = compared(tests)
     assert round(sum(len(s) for s, _, _ in tests) / len(tests)) == 7  # words
-    bars(
-        looking,
-        title="Share of words that look most at their source",
-        form=".0%",
-    )
+    bars(looking, title="Share of words that look most at their source", form=".0%")
     return looking, right
 
 
@@ -532,7 +531,7 @@ def _(looking, right):
     assert looking["not mixed"] > 0.95
     assert max(looking[f"mixed, seed {seed}"] for seed in range(3)) < 0.95
     assert looking["GPT, seed 0, layer 1"] > looking["GPT, seed 1, layer 1"] + 0.1
-    assert looking["GPT, seed 1, one place on"] > 0.15
+    assert looking["GPT, seed 1, layer 1, one after"] > 0.15
     mo.md("Right translations: " + "; ".join(f"{n}: {r:.1%}" for n, r in right.items()))
     return
 
@@ -542,10 +541,9 @@ def _():
     mo.md(r"""
     Nearly all translations are right, so all models use the alignment in some form. The
     matrix shows it reliably only where the rows of the memory were not mixed. The GPT
-    shows it in its second layer, with one seed far better than with the other. Its
-    first layer has already mixed the source words, as an encoder does. With seed 1,
-    many words are read *one place on*: the first layer has carried them to the position
-    after their own (last bar).
+    shows it in layer 1, with one seed far better than with the other. Layer 0 has
+    already mixed the source words, as an encoder does. With seed 1, many words are read
+    from the position *after* their own: layer 0 has copied them there (last bar).
 
     Attention weights show from which *position* a model reads, not which *word* it
     reads. They are evidence, not an explanation (Jain and Wallace, 2019). To learn what
@@ -562,8 +560,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 7 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 7 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

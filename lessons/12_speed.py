@@ -315,9 +315,10 @@ def _():
 
     What is saved? Stored, the scores and weights cost $4 T^2$ numbers of traffic (each
     written and read). In blocks of $B$ queries, keys and values are read $T / B$ times
-    instead: $2 T D \cdot T / B$ numbers. The ratio is $2 B / D$: for $B = 128$ and
-    $D = 64$, a quarter of the traffic. (This counts no mask, and neglects $q$ and the
-    output.) And the memory *held* grows with $T$, no longer with $T^2$.
+    instead: $2 T D \cdot T / B$ numbers. The first is $2 B / D$ times the second: for
+    $B = 128$ and $D = 64$, blocks need a quarter of the traffic. (This counts no mask,
+    and neglects $q$ and the output.) And the memory *held* grows with $T$, no longer
+    with $T^2$.
 
     ## Fusion
 
@@ -331,7 +332,7 @@ def _():
 def gelu_in_steps(x: torch.Tensor) -> torch.Tensor:
     """GELU's tanh form in nine steps, each with a new tensor in memory."""
     inner = x + 0.044715 * (x * x * x)  # 4 steps
-    bent = torch.tanh(0.7978845608 * inner)  # 2 steps
+    bent = torch.tanh(0.7978845608 * inner)  # √(2/π), 2 steps
     return (0.5 * x) * (1 + bent)  # 3 steps
 
 
@@ -342,7 +343,8 @@ def _():
     `torch.compile` generates such kernels; PyTorch's own GELU is one. Both do the same
     arithmetic.
 
-    **Predict.** How many times faster is one kernel than the steps, on this machine?
+    **Predict.** The nine steps read twelve tensors and write nine. How many times
+    faster is one kernel than the steps, on this machine?
     """)
     return
 
@@ -365,6 +367,10 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md(r"""
+    If only traffic counted, the kernel would be $21 / 2 \approx 10$ times as fast.
+    Arithmetic, which both do, brings this down. New memory for the result of each step
+    brings it up again.
+
     ## Reading nvidia-smi
 
     On a machine with an NVIDIA GPU, `nvidia-smi` shows what it does. This sample was
@@ -392,8 +398,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 12 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 12 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

@@ -92,7 +92,8 @@ def _():
     $$\nabla \frac{1}{B} \sum_{i=1}^{B} L_i =
     \frac{1}{W} \sum_{r=0}^{W-1} \left( \frac{W}{B} \sum_{i \in r} \nabla L_i \right)$$
 
-    The bracket is the gradient that rank $r$ computes from its own rows, $i \in r$. So
+    $L_i$ is the loss of row $i$. The bracket is the mean over the $B / W$ rows of rank
+    $r$, $i \in r$: the gradient that it computes from its own rows. So
     the mean of the ranks' gradients is the gradient of the whole batch. The rows must
     be shared equally: otherwise, a mean of means gives rows different weights.
 
@@ -362,8 +363,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 13 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 13 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

@@ -355,8 +355,8 @@ def _():
 
     ## Exercises
 
-    Write your answers with `glassgpt learn 14 --exercises answers.py`, and check them
-    with `glassgpt learn check answers.py`.
+    `glassgpt learn 14 --exercises answers.py` writes a file with functions to complete.
+    Check your answers with `glassgpt learn check answers.py`.
     """)
     return
 

@@ -26,9 +26,11 @@ from sphinx.util.parallel import ParallelTasks
 
 import glassgpt
 from glassgpt.learn.catalog import Lesson, lessons
+from glassgpt.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 MOST_VALUES = 12
+CONTROLS = (marimo.ui.slider, marimo.ui.dropdown)
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,8 @@ def cells_of(source: str) -> Iterator[Cell]:
         body = [part for part in node.body if not isinstance(part, ast.Return)] if is_cell else [node]
         first = body[0].lineno
         text = textwrap.dedent("\n".join(source.splitlines()[first - 1 : body[-1].end_lineno]))
-        stored = (
-            n for part in body for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        )
-        names = {name.id for name in stored} if is_cell else set()
+        nodes = (each for part in body for each in ast.walk(part)) if is_cell else ()
+        names = {each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
         yield Cell(text, "hide_code=True" not in decorator, frozenset(names))
 
 
@@ -100,6 +100,7 @@ def run(app: marimo.App, cells: list[Cell], overrides: Mapping[str, Any]) -> lis
 def as_html(result: Any) -> str:
     """A result as HTML. Formulas become MathML."""
     text = result.text if hasattr(result, "text") else result._repr_html_()
+    text = text.replace('dark:prose-invert contents"', '"')  # furo shows an error for a class `contents`
     formula = re.compile(r'<marimo-tex class="arithmatex">\|\|([(\[])(.*?)\|\|[)\]]</marimo-tex>', re.DOTALL)
     return formula.sub(lambda m: convert(html.unescape(m[2]), "block" if m[1] == "[" else "inline"), text)
 
@@ -107,12 +108,8 @@ def as_html(result: Any) -> str:
 def as_myst(markdown: str) -> str:
     """Markdown as marimo reads it, as MyST reads it: folded blocks are written as HTML."""
     folded = re.compile(r"^/// details \| (.+?)$\n(.*?)^///$", re.MULTILINE | re.DOTALL)
-    return folded.sub(_details, markdown)
-
-
-def _details(match: re.Match[str]) -> str:
-    head, tail = f'<details class="answer"><summary>{html.escape(match[1])}</summary>', "</details>"
-    return f"{_raw(head)}\n\n{match[2]}\n\n{_raw(tail)}\n"
+    head, tail = '<details class="answer"><summary>{}</summary>', _raw("</details>")
+    return folded.sub(lambda m: f"{_raw(head.format(html.escape(m[1])))}\n\n{m[2]}\n\n{tail}\n", markdown)
 
 
 def page_of(lesson: Lesson) -> str:
@@ -121,7 +118,7 @@ def page_of(lesson: Lesson) -> str:
     cells, app = list(cells_of(source)), load_app(lesson.path)
     results, definitions = app.run()
     controls = controls_of(definitions)
-    shown = [None if result is None or _is_control(result) else as_html(result) for result in results]
+    shown = [None if result is None or isinstance(result, CONTROLS) else as_html(result) for result in results]
     variants: dict[int, tuple[str, list[str]]] = {}
     for name, control in controls.items():
         columns = [run(app, cells, {name: value}) for value in control.values.values()]
@@ -141,14 +138,8 @@ def page_of(lesson: Lesson) -> str:
             parts.append(_raw(_variants(name, texts, controls[name].start)))
         elif shown[place] is not None:
             markdown = getattr(results[place], "_markdown_text", None)
-            parts.append(
-                as_myst(markdown) if markdown is not None else _raw(f'<div class="result">{shown[place]}</div>')
-            )
+            parts.append(_raw(f'<div class="result">{shown[place]}</div>') if markdown is None else as_myst(markdown))
     return "\n\n".join(parts) + "\n"
-
-
-def _is_control(result: Any) -> bool:
-    return isinstance(result, marimo.ui.slider | marimo.ui.dropdown)
 
 
 def _raw(markup: str) -> str:
@@ -187,7 +178,7 @@ def write_page(target: Path, lesson: Lesson) -> None:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
     if not target.exists() or not target.read_text(encoding="utf-8").startswith(f"% {digest}\n"):
         logger.info("running lesson %d, %s", lesson.number, lesson.title)
-        target.write_text(f"% {digest}\n{page_of(lesson)}", encoding="utf-8")
+        write_atomic(target, f"% {digest}\n{page_of(lesson)}")  # another build may write it, too
 
 
 def write_pages(app: Sphinx) -> None:

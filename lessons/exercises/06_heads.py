@@ -21,7 +21,7 @@ def _(answer: Answer) -> None:
     right = 2 * 80 * 8 * 128 * 8192 * 2  # Llama 3 70B
     result = answer(80, 64, 8, 128, 8192, 2)
     mistakes = {
-        right // 2: "the cache holds keys and values: twice as many numbers",
+        right // 2: "a factor of 2 is missing: keys and values, `width` bytes a number",
         right * 8: "it holds n_kv_head heads; query heads are not kept",
         right // 80: "each layer has its own keys and values",
         right // 8192: "this is the size for one token",

@@ -4,7 +4,13 @@ import math
 
 import torch
 
-from glassgpt.learn.exercises import Answer, exercise, expect, expect_close
+from glassgpt.learn.exercises import (
+    Answer,
+    exercise,
+    expect,
+    expect_close,
+    expect_none_of,
+)
 
 
 def _draw(seed: int, *shape: int) -> torch.Tensor:
@@ -24,8 +30,8 @@ def _expect_shape(result: object, shape: tuple[int, ...]) -> None:
 def source_mask(lengths: torch.Tensor, S: int) -> torch.Tensor:
     """Return the mask of padding for cross-attention, (B, 1, S), bool.
 
-    Source b of the batch has lengths[b] words, then padding up to S. True means that
-    the word is visible, to every target word.
+    lengths (B,) are integers from 1 to S: source b has lengths[b] words, then padding
+    up to S. True means that the word is visible, to every target word.
     """
     return (torch.arange(S) < lengths[:, None])[:, None]
 
@@ -33,15 +39,20 @@ def source_mask(lengths: torch.Tensor, S: int) -> torch.Tensor:
 @source_mask.check
 def _(answer: Answer) -> None:
     lengths = torch.tensor([2, 4, 1])
-    result, right = answer(lengths, 4), source_mask(lengths, 4)
-    _expect_shape(result, (3, 1, 4))
+    result, right = answer(lengths, 5), source_mask(lengths, 5)
+    _expect_shape(result, (3, 1, 5))  # more than the longest source: S may exceed it
     expect(result.dtype == torch.bool, f"a mask is bool, not {result.dtype}")
-    expect(not torch.equal(result, ~right), "True must mean visible, not hidden")
-    one_more = source_mask(lengths + 1, 4)
-    expect(
-        not torch.equal(result, one_more),
-        "one word too many is visible: the last word is at place length - 1",
-    )
+    mistakes = {
+        "True must mean visible, not hidden": ~right,
+        "one word too many is visible: the last word is at position length - 1": (
+            source_mask(lengths + 1, 5)
+        ),
+        "one word too few is visible: positions count from 0": (
+            source_mask(lengths - 1, 5)
+        ),
+        "each source has its own length": source_mask(lengths * 0 + 4, 5),
+    }
+    expect_none_of(result, mistakes)
     expect_close(result.long(), right.long(), "the mask of lengths 2, 4 and 1")
 
 
@@ -55,7 +66,8 @@ def cross_attention(
 ) -> torch.Tensor:
     """Return cross-attention (T, D) of one head from x (T, C) to memory (S, C).
 
-    The three matrices are (C, D). Nothing is masked.
+    The three matrices are (C, D). Nothing is masked; there is no batch, no norm and no
+    output matrix.
     """
     q, k, v = x @ W_q, memory @ W_k, memory @ W_v
     return (q @ k.T / math.sqrt(q.shape[1])).softmax(dim=1) @ v
@@ -85,10 +97,11 @@ def _(answer: Answer) -> None:
         ).softmax(dim=1)
         @ v,
         "keys and values have different matrices": right(x, memory, W_q, W_k, W_k),
+        "W_k and W_v are exchanged: W_k is for the scores, W_v for the average": (
+            right(x, memory, W_q, W_v, W_k)
+        ),
     }
-    for reason, mistake in mistakes.items():
-        same = isinstance(result, torch.Tensor) and result.shape == mistake.shape
-        expect(not (same and torch.allclose(result, mistake, atol=1e-5)), reason)
+    expect_none_of(result, mistakes)
     expect_close(result, right(x, memory, W_q, W_k, W_v), "the output")
 
 
@@ -96,9 +109,10 @@ def _(answer: Answer) -> None:
 def prefix_mask(S: int, T: int) -> torch.Tensor:
     """Return the bool mask (S + T, S + T) of a decoder-only model with a source.
 
-    The text is S source tokens, then T target tokens. Source tokens see the whole
-    source, as in an encoder, and nothing else. Target tokens see the source and, of the
-    target, themselves and earlier tokens (a prefix LM: Raffel et al., 2020).
+    Row i, column j is True if token i sees token j. The text is S source tokens, then T
+    target tokens. Source tokens see the whole source, as in an encoder, and nothing
+    else. Target tokens see the source and, of the target, themselves and earlier tokens
+    (a prefix LM: Raffel et al., 2020).
     """
     mask = torch.ones(S + T, S + T, dtype=torch.bool).tril()
     mask[:, :S] = True
@@ -110,6 +124,14 @@ def _(answer: Answer) -> None:
     result, right = answer(3, 2), prefix_mask(3, 2)
     _expect_shape(result, (5, 5))
     expect(result.dtype == torch.bool, f"a mask is bool, not {result.dtype}")
+    mistakes = {
+        "True must mean visible, not hidden": ~right,
+        "rows and columns are exchanged: row i is for the token that looks": right.T,
+        "every token sees every token: the target must not see its future": (
+            torch.ones_like(right)
+        ),
+    }
+    expect_none_of(result, mistakes)
     expect(not result[:3, 3:].any(), "source tokens see the target")
     expect(
         result[3:, :3].all(), "target tokens do not see all of the source before them"

@@ -47,6 +47,8 @@ def _(answer: Answer) -> None:
     expect_close(answer(3, 8), 2.0, "stage 3 with 8 ranks, where all is sharded")
     expect(answer(1, 8) != 12.5, "stage 1 shards the moments; the weights come last")
     expect_close(answer(1, 8), 9.0, "stage 1 with 8 ranks")
+    expect(answer(2, 4) != 10.0, "stage 2 divides the gradients as well as the moments")
+    expect(answer(2, 4) != 13.0, "stage 2 still divides the moments, as stage 1 does")
     expect_close(answer(2, 4), 7.0, "stage 2 with 4 ranks")
 
 

@@ -65,6 +65,8 @@ def _(answer: Answer) -> None:
         ([1, 1, 1, 0], "it sums tokens in the order of p, not the most likely first"),
     ):
         expect(not _is_close(result, torch.tensor(mistake).float()), reason)
+    dtype = getattr(result, "dtype", type(result).__name__)
+    expect(dtype == torch.bool, f"a mask is a bool tensor, not {dtype}")
     keep = torch.tensor([False, False, True, True])
     expect_close(result, keep, "the mask for a share of 0.6")
     one = answer(p.clone(), 0.3)
@@ -111,3 +113,8 @@ def _(answer: Answer) -> None:
     last = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
     pair = tuple(int(part) for part in answer(torch.tensor([0.2, 0.8]), last))
     expect(pair == (1, 1), f"expected (1, 1) for the second example, not {pair}")
+    likely = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.0, 0.05, 0.95]])
+    result = answer(torch.tensor([0.5, 0.3, 0.2]), likely)
+    pair = tuple(int(part) for part in result)
+    expect(pair != (2, 2), "both probabilities are multiplied, not added")
+    expect(pair == (0, 0), f"expected (0, 0) for the third example, not {pair}")

@@ -34,7 +34,7 @@ def examples(text: str = "name") -> list[Figure]:
         lines({**pair, **{f"{text}{i}": ([0, 1], [i, 2]) for i in range(9)}}, title=text, faint=[text]),
         lines({"gaps": (range(3), GAPS)}),
         lines({}),
-        bars({text: 1, "b": -2, "c": np.nan}, title=text, y=text, highlight=[text]),
+        bars({text: 1, "b": -2, "c": np.nan}, title=text, y=text),
         bars({}),
         heatmap(numbers(3, 3), rows=names, columns=names, title=text, x=text, y=text, signed=True),
         heatmap([GAPS, GAPS], texts=[names, names]),

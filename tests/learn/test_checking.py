@@ -1,6 +1,7 @@
 """Grading students' files: right, wrong, broken, slow and hostile ones."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from glassgpt.cli.main import main
 from glassgpt.learn.catalog import find_lesson
 from glassgpt.learn.checking import check_file
-from glassgpt.learn.exercises import WrongAnswerError, exercise, expect_close, student_file
+from glassgpt.learn.exercises import WrongAnswerError, exercise, expect_close, expect_none_of, student_file
 from glassgpt.utils.errors import UserError
 
 RIGHT = "def variance_of_scores(D, sigma):\n    return sigma**2\n"
@@ -56,6 +57,20 @@ def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
 
 
+def test_the_time_limit_also_ends_code_that_never_gives_up_the_interpreter(tmp_path: Path) -> None:
+    endless = 'import re\ndef window_average(x, window):\n    re.match("(a+)+$", "a" * 64 + "b")\n' + RIGHT
+    grades = graded(tmp_path, endless, seconds=3)
+    assert "3 s" in (grades["window_average"] or "")
+    assert grades["variance_of_scores"] is None
+
+
+def test_only_the_stub_counts_as_not_answered(tmp_path: Path) -> None:
+    text = "import torch\ndef window_average(x, window):\n    return torch.ones(2, dtype=torch.int64).softmax(0)\n"
+    grades = graded(tmp_path, text + "def attention_weights(q, k):\n    raise NotImplementedError\n")
+    assert "NotImplementedError in line 3" in (grades["window_average"] or "")  # torch's own, for integers
+    assert grades["attention_weights"] == "not answered yet"
+
+
 @pytest.mark.parametrize("text", ["def (", "import nothing_of_this_name", "x = 1", "", "raise SystemExit(0)", "1/0"])
 def test_files_that_cannot_be_checked(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"answers\.py"):
@@ -70,14 +85,39 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     before = file.read_text()
     assert main(["learn", "4", "--exercises", str(file)]) == 2  # answers may be in it
     assert file.read_text() == before
-    assert main(["learn", "check", str(file), "--json", str(figures)]) == 0
+    assert main(["learn", "check", str(file), "--json", str(figures)]) == 1
     (result,) = json.loads(figures.read_text())["files"]
     assert (result["right"], result["exercises"]) == (0, 3)
+    exercises = find_lesson("4").exercises().values()
+    file.write_text("\n\n".join(["import math\nimport torch", *(each.source for each in exercises)]), encoding="utf-8")
+    assert main(["learn", "check", str(file)]) == 0
     capsys.readouterr()
     assert main(["learn"]) == 0
     assert "Attention from averages" in capsys.readouterr().out
     assert main(["learn", "99"]) == 2
     assert main(["learn", "check"]) == 2
+
+
+def test_a_file_that_cannot_be_checked_does_not_keep_others_from_their_grades(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, fine, figures = tmp_path / "broken.py", tmp_path / "fine.py", tmp_path / "figures.json"
+    broken.write_text("def (", encoding="utf-8")
+    fine.write_text(RIGHT, encoding="utf-8")
+    assert main(["learn", "check", str(broken), str(fine), "--json", str(figures)]) == 2
+    assert "broken.py" in capsys.readouterr().err
+    first, second = json.loads(figures.read_text())["files"]
+    assert (first["right"], first["exercises"], "SyntaxError" in first["problem"]) == (0, 0, True)
+    assert (second["right"], second["exercises"]) == (1, 3)
+
+
+def test_a_taken_port_is_refused_before_a_token_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["learn", "4", "--port", str(port), "--no-browser"]) == 2
+    shown = capsys.readouterr()
+    assert str(port) in shown.err
+    assert "token" not in shown.out
 
 
 @pytest.mark.parametrize(
@@ -113,3 +153,11 @@ def test_an_exercise_is_its_answer() -> None:
     assert double(3) == 6
     assert "return 2 * x" in double.source
     assert "return 2" not in double.stub
+
+
+def test_known_mistakes_are_named() -> None:
+    mistakes = {"transposed": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "no scale": torch.tensor(2.0)}
+    with pytest.raises(WrongAnswerError, match="transposed"):
+        expect_none_of(torch.tensor([[1.0, 3.0], [2.0, 4.0]]), mistakes)
+    expect_none_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), mistakes)
+    expect_none_of(None, mistakes)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,9 @@ from tyro.conf import Positional, arg
 
 from glassgpt.cli.options import Command, File, Flag, default, require_json, say, write_json
 from glassgpt.config.validation import between
+from glassgpt.utils.browser import open_in_browser
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import os_error_reason, readable
 
 
 class Learn(Command):
@@ -47,7 +48,6 @@ class Learn(Command):
         lesson = find_lesson(self.lesson)
         if self.exercises is not None:
             from glassgpt.learn.exercises import student_file
-            from glassgpt.utils.files import readable
 
             text = student_file(f"lesson {lesson.number}, {lesson.title}", lesson.exercises().values())
             try:
@@ -63,7 +63,7 @@ class Learn(Command):
         """Serve a notebook until interrupted."""
         if importlib.util.find_spec("marimo") is None:
             raise UserError("opening a lesson needs marimo: pip install 'glassgpt[learn]'")
-        port, token = self.port or _free_port(), secrets.token_urlsafe(16)
+        port, token = _free_port(self.port), secrets.token_urlsafe(16)
         command = [sys.executable, "-m", "marimo", "--quiet", "run", str(notebook), "--include-code", "--headless"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
@@ -72,15 +72,18 @@ class Learn(Command):
         assert server.stdin is not None
         with contextlib.suppress(BrokenPipeError), server.stdin:  # of a server that ended at once: see `_answers`
             server.stdin.write(token)  # not as an argument, which other users see
+        login_file = None
         try:
             if not _answers(port, server):
                 raise UserError(f"marimo could not serve the lesson on port {port}; choose another with --port")
             url = f"http://127.0.0.1:{port}/?access_token={token}&show-code=true"
             say(f"glassgpt: {url} (Ctrl-C ends it)")
             if not self.no_browser:
-                webbrowser.open(url)
+                login_file = open_in_browser(url)
             server.wait()
         finally:
+            if login_file is not None:
+                login_file.unlink(missing_ok=True)
             server.terminate()
             server.wait()
 
@@ -88,22 +91,28 @@ class Learn(Command):
 class LearnCheck(Command):
     """Check the answers in files of exercises: right, or why not, and a score.
 
-    It executes the files. Each answer has 20 seconds.
+    It executes the files. Each answer has 20 seconds. The exit code is 1 if an answer is wrong, and 2 if a file cannot
+    be checked; the others are checked all the same.
     """
 
     # Files that `glassgpt learn LESSON --exercises FILE` wrote and a student completed.
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE [FILE ...]", help_behavior_hint="")] = ()
     json: File = None  # Also write the results to this file.
 
-    def run(self) -> None:
+    def run(self) -> int:
         if not self.files:
             raise UserError("learn check needs a file of exercises (glassgpt learn check --help)")
         require_json(self.json)
         from glassgpt.learn.checking import check_file
 
-        results = []
+        results, problems = [], []
         for path in self.files:
-            grades = check_file(path)
+            try:
+                grades = check_file(path)
+            except UserError as error:  # one file must not keep a class from its grades
+                problems.append(str(error))
+                results.append({"file": str(path), "right": 0, "exercises": 0, "grades": [], "problem": problems[-1]})
+                continue
             right = sum(grade.reason is None for grade in grades)
             width = max(len(grade.exercise) for grade in grades)
             print(f"{path}: {right} of {len(grades)} right")
@@ -112,13 +121,19 @@ class LearnCheck(Command):
             rows = [dataclasses.asdict(grade) for grade in grades]
             results.append({"file": str(path), "right": right, "exercises": len(grades), "grades": rows})
         write_json(self.json, {"files": results})
+        if problems:
+            raise UserError("\n".join(problems))
+        return int(any(result["right"] != result["exercises"] for result in results))
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def _free_port(wanted: int | None) -> int:
+    """The wanted port, or any. Raises `UserError` if it is taken: whoever listens there would get the token."""
+    try:
+        with socket.create_server(("127.0.0.1", wanted or 0)) as listener:
+            port: int = listener.getsockname()[1]
+            return port
+    except OSError as error:
+        raise UserError(f"cannot listen on port {wanted} ({os_error_reason(error)}); choose another --port") from None
 
 
 def _answers(port: int, server: subprocess.Popen[str]) -> bool:

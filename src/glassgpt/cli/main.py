@@ -25,8 +25,9 @@ MORE = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --vers
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (`sys.argv` by default) and return its exit code.
 
-    0: done; 2: an error that the user can fix, printed on standard error in a line or two; 130: interrupted. Any other
-    exception is a defect and keeps its traceback. `--help` ends in `SystemExit(0)`.
+    0: done; 1: `learn check` found a wrong answer; 2: an error that the user can fix, printed on standard error in a
+    line or two; 130: interrupted. Any other exception is a defect and keeps its traceback. `--help` ends in
+    `SystemExit(0)`.
     """
     if sys.stdout is None:  # closed by the shell: `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -76,10 +77,8 @@ def _run(arguments: Sequence[str]) -> int:
     for words in (2, 1):  # the longest name first: `learn check` is not a lesson
         name = " ".join(arguments[:words])
         if name in COMMANDS:
-            is_resume = name == "train" and gives(arguments, "--resume")
-            command = Resume if is_resume else COMMANDS[name]
-            command.parse(name, arguments[words:]).run()
-            return 0
+            command = Resume if name == "train" and gives(arguments, "--resume") else COMMANDS[name]
+            return command.parse(name, arguments[words:]).run() or 0
     # The first word of two-word commands alone stands for all of them.
     first = next(iter(arguments), "")
     group = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}

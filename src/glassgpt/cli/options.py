@@ -61,8 +61,8 @@ class Command(ABC):
         return parse_options(cls, name, arguments)
 
     @abstractmethod
-    def run(self) -> None:
-        """Run the command. Imports what it runs here, so that help texts need neither torch nor numpy."""
+    def run(self) -> int | None:
+        """Run the command; return its exit code, None for 0. What it needs is imported here: help needs no torch."""
 
 
 def parse_options(

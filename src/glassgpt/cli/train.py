@@ -225,8 +225,7 @@ class Recipes(Command):
         for name in recipe_names():
             text = recipe_text(name)
             comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-            size = _model_size(recipe(name)) if "n_embd" in text else "any"
-            print(f"{name:<22} {size:>6}  {comment}")
+            print(f"{name:<22} {_model_size(recipe(name)) if 'n_embd' in text else 'any':>6}  {comment}")
 
 
 def _model_size(config: TrainConfig) -> str:

@@ -372,5 +372,4 @@ def _doubled(start: int | None, end: int, progress: float) -> int:
     """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
     if start is None or progress >= 1:
         return end
-    doublings = (end // start).bit_length() - 1
-    return start << int(progress * doublings)
+    return start << int(progress * ((end // start).bit_length() - 1))

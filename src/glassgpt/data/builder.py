@@ -19,15 +19,7 @@ import numpy as np
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import dataset, work_units
 from glassgpt.data.dataset import MANIFEST, files_of, read_manifest
-from glassgpt.data.shards import (
-    COUNTS,
-    SPLITS,
-    TOKENIZER,
-    count_repeats,
-    finished_shards,
-    index_path,
-    is_intact,
-)
+from glassgpt.data.shards import COUNTS, SPLITS, TOKENIZER, count_repeats, finished_shards, index_path, is_intact
 from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import LocalFiles, Source, require_texts
 from glassgpt.data.work_units import Plan, WorkUnit, counts_path
@@ -146,8 +138,7 @@ class DatasetBuilder:
     def _read_purpose(self) -> dict[str, Any] | None:
         """What an unfinished build was for; None if its tokenizer has changed. Raises `UserError` if it is damaged."""
         purpose = read_sealed(self._work / _PURPOSE)
-        is_usable = load_tokenizer(self._work / TOKENIZER).sha256 == purpose["tokenizer_sha256"]
-        return purpose if is_usable else None
+        return purpose if load_tokenizer(self._work / TOKENIZER).sha256 == purpose["tokenizer_sha256"] else None
 
     def _drop_damaged(self, units: Sequence[WorkUnit]) -> None:
         """Remove the marks of damaged shards and units, and of units that lack shards, so that they are redone."""
@@ -263,8 +254,7 @@ def _made_from(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what does not change the text: files' times, and the commit, as most change other files."""
-    files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
-    return {**identity, "commit": None, "files": files}
+    return {**identity, "commit": None, "files": [{**file, "mtime_ns": None} for file in identity.get("files", [])]}
 
 
 def _summary(manifest: Mapping[str, Any]) -> str:

@@ -62,10 +62,8 @@ class TokenStream:
     ) -> None:
         self.parts = parts
         self._views = [np.asarray(part) for part in parts]  # slicing a memmap object is ten times slower
-        files = {
-            i: Path(part.filename) for i, part in enumerate(parts) if isinstance(part, np.memmap) and part.filename
-        }
-        self._files = {i: (path, path.stat()) for i, path in files.items()}
+        mapped = ((i, part) for i, part in enumerate(parts) if isinstance(part, np.memmap) and part.filename)
+        self._files = {i: (path := Path(str(part.filename)), path.stat()) for i, part in mapped}
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self.name, self.indexes, self.vocab_size = name, indexes, vocab_size
 

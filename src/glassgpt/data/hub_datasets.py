@@ -289,8 +289,7 @@ def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str
 
 def _splits_in(text: str) -> list[str]:
     """The splits whose words stand in a path."""
-    words = set(re.split(r"[-._ 0-9/]", text))
-    return [split for split, own in _SPLIT_WORDS.items() if own & words]
+    return [split for split, words in _SPLIT_WORDS.items() if words.intersection(re.split(r"[-._ 0-9/]", text))]
 
 
 def format_of(name: str) -> str | None:

@@ -59,11 +59,8 @@ def prepare(
         _require_replaceable(wanted.directory, outdated, overwrite)  # before the lock, whose file is created next to it
     with _locked(wanted.directory, wanted.sources[0], log):
         if (outdated := _why_outdated(wanted, check)) is not None:  # another process may have prepared it meanwhile
-            if (
-                out is not None
-                and (replaced := _require_replaceable(wanted.directory, outdated, overwrite)) is not None
-            ):
-                log(f"replacing the dataset {wanted.directory}, prepared from {replaced}")
+            if out is not None and (former := _require_replaceable(wanted.directory, outdated, overwrite)) is not None:
+                log(f"replacing the dataset {wanted.directory}, prepared from {former}")
             DatasetBuilder(wanted, data, log).build(workers)
     return wanted.directory
 
@@ -148,9 +145,8 @@ def _why_outdated(wanted: Request, check: bool, log: Log = lambda line: None) ->
             return ""
         if (former := manifest["request"]) != wanted.settings:
             names = [name for name in {**former, **wanted.settings} if former.get(name) != wanted.settings.get(name)]
-            return ", ".join(
-                f"{name} is {shown(former.get(name))}, not {shown(wanted.settings.get(name))}" for name in names
-            )
+            changes = ((name, shown(former.get(name)), shown(wanted.settings.get(name))) for name in names)
+            return ", ".join(f"{name} is {old}, not {new}" for name, old, new in changes)
         identities = manifest["source"]["identity"]
         pairs = zip(wanted.sources, identities, strict=True)
         if len(identities) != len(wanted.sources) or not all(source.is_unchanged(each) for source, each in pairs):
@@ -180,9 +176,8 @@ def _require_replaceable(out: Path, outdated: str, overwrite: bool) -> str | Non
     if others:
         raise UserError(f"dataset {out} would be replaced, but {others[0]} in it is not part of it: move that first")
     if outdated and not overwrite:
-        raise UserError(
-            f"{out} holds another dataset: {outdated}; choose another --out, or replace it with --overwrite"
-        )
+        advice = "choose another --out, or replace it with --overwrite"
+        raise UserError(f"{out} holds another dataset: {outdated}; {advice}")
     with suppress(UserError):
         return str((read_manifest(out) or {})["request"]["source"])
     return "a text that its damaged manifest does not name"

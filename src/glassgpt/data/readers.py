@@ -378,6 +378,5 @@ def _explain_damage(name: str, place: str) -> Iterator[None]:
     try:
         yield
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        problem = f"{place} cannot be read ({reason})"
+        problem = f"{place} cannot be read ({' '.join(str(error).split())[:300]})"
         raise UserError(f"{name} is damaged, or not a parquet file: {problem}; get it again") from error

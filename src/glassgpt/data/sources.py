@@ -4,6 +4,7 @@ import glob
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,8 @@ class LocalFiles:
     def _find(self, problems: list[str] | None = None) -> FolderFiles:
         """The files of the folder that are meant."""
         if self.pattern:
-            return find_files(
-                self.root,
-                lambda name: is_below(name, self.pattern),
-                lambda folder: is_below(folder, self.pattern, partly=True),
-                problems,
-            )
+            matches = partial(is_below, pattern=self.pattern)
+            return find_files(self.root, matches, partial(matches, partly=True), problems)
         return find_files(self.root, _is_text, lambda folder: not folder.rpartition("/")[2].startswith("."), problems)
 
     def _entries(self, problems: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -161,9 +158,8 @@ def resolve(source: str) -> Source | PreparedDataset:
     elif path.is_symlink():
         problem = f"{source} is a link to {path.readlink()}, which does not exist; mend the link"
     elif "://" in source:
-        problem = (
-            f"{source[:200]} is a URL, not a file; download it and name the file: curl -LO {shlex.quote(source[:200])}"
-        )
+        command = f"curl -LO {shlex.quote(source[:200])}"
+        problem = f"{source[:200]} is a URL, not a file; download it and name the file: {command}"
     elif glob.has_magic(source):  # only its own wildcards count: a folder may be called `a[1]`
         pattern = Path.cwd() / path
         root = next(folder for folder in pattern.parents if folder.is_dir())

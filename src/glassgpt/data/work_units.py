@@ -224,9 +224,8 @@ class _Piece:
         skipped = max(0, done - self.first)
         if not skipped:
             return self
-        return dataclasses.replace(
-            self, texts=self.texts[skipped:], places=self.places[skipped:], first=self.first + skipped
-        )
+        first, texts, places = self.first + skipped, self.texts[skipped:], self.places[skipped:]
+        return dataclasses.replace(self, texts=texts, places=places, first=first)
 
 
 def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:

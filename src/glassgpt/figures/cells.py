@@ -65,9 +65,8 @@ def merged_cells(
         signed = [(abs(level), "".join(d)) for level, d in sorted(strokes.items()) if level * sign > 0]
         paths = [element("path", d=d, stroke_opacity=f"{STRONGEST * level / levels:.3g}") for level, d in signed]
         drawn += element("g", *paths, stroke=color, transform="translate(0 .5)") if paths else ""
-    return _placed(
-        drawn + _minuses(strengths) + _hatching(strengths) + _frame(R, C, fill_opacity=0), x, y, width, height
-    )
+    drawn += _minuses(strengths) + _hatching(strengths) + _frame(R, C, fill_opacity=0)
+    return _placed(drawn, x, y, width, height)
 
 
 def _placed(drawn: str, x: float, y: float, width: float, height: float) -> str:

@@ -153,18 +153,11 @@ def _points(name: str, xs: np.ndarray, ys: np.ndarray, x: Scale, y: Scale, color
     return element("g", *marks, fill=color, fill_opacity=1 if is_visible else 0) if marks else ""
 
 
-def bars(
-    values: Mapping[str, Any],
-    *,
-    title: str = "",
-    y: str = "",
-    form: str = ".3g",
-    highlight: Collection[str] = (),
-) -> Figure:
+def bars(values: Mapping[str, Any], *, title: str = "", y: str = "", form: str = ".3g") -> Figure:
     """Draw a horizontal bar per name, from 0 to its value, with the value by the format `form`.
 
-    `y` names the quantity and its unit. `highlight` names bars that stand out. If a value is negative, the colours
-    show the signs, as in `heatmap`. A value that is not finite has no bar.
+    `y` names the quantity and its unit. If a value is negative, the colours show the signs, as in `heatmap`. A value
+    that is not finite has no bar.
     """
     numbers = {name: float(vector([value], f"the value of {name!r}")[0]) for name, value in values.items()}
     head, top = heading(title)
@@ -172,24 +165,20 @@ def bars(
     finite = placed(np.array([0.0, *numbers.values()]))
     low, high = float(np.nanmin(finite)), float(np.nanmax(finite))
     texts = [number_text(v, form) for v in numbers.values()]
-    bold = 1.12 if highlight else 1.0
-    left = min(0.4 * WIDTH, 8 + max((bold * text_width(name) for name in numbers), default=0))
-    room = 8 + max((bold * text_width(text) for text in texts), default=0)
+    left = min(0.4 * WIDTH, 8 + max(map(text_width, numbers), default=0))
+    room = 8 + max(map(text_width, texts), default=0)
     scale = Scale(low, high if high > low else low + 1, left + (room if low < 0 else 0), WIDTH - room)
     zero = float(scale(np.zeros(1))[0])
     parts = [head] + ([label(y, left, top - 4)] if y else [])
     for i, ((name, v), text) in enumerate(zip(numbers.items(), texts, strict=True)):
         at = top + 22 * i
-        weight = "bold" if name in highlight else "normal"
-        parts.append(label(shortened(name, (left - 8) / bold), left - 8, at + 15, "end", font_weight=weight))
+        parts.append(label(shortened(name, left - 8), left - 8, at + 15, "end"))
         end = float(np.nan_to_num(scale(np.array([v])), nan=zero)[0])
-        by_sign = NEGATIVE if v < 0 else POSITIVE
-        color = by_sign if low < 0 else SERIES[1] if name in highlight else SERIES[0]
+        color = SERIES[0] if low >= 0 else NEGATIVE if v < 0 else POSITIVE
         box = {"x": min(zero, end), "y": at + 3, "width": abs(end - zero), "height": 16}
         parts.append(element("rect", tooltip(f"{name}: {v:.6g}"), fill=color, **box))
-        parts.append(
-            label(text, end - 5 if v < 0 else end + 5, at + 15, "end" if v < 0 else "start", font_weight=weight)
-        )
+        place, anchor = (end - 5, "end") if v < 0 else (end + 5, "start")
+        parts.append(label(text, place, at + 15, anchor))
     height = top + 22 * len(numbers) + 4
     parts.append(_rule(f"M{number(zero)} {number(top)}V{number(height - 4)}", 0.6))
     return drawing(WIDTH, height, title or y or f"Bars of {', '.join(numbers)}", *parts)

@@ -68,8 +68,7 @@ def heatmap(
     parts += [drawn, _row_labels(row_texts, left, top, height)]
     strengths, low, high = shares(data, signed, limits)
     if R * C <= MAX_TOOLTIPS:
-        tips = _tooltips(data, row_texts, column_texts, form, texts)
-        parts.append(cells(strengths, left, top, width, height, tips))
+        parts.append(cells(strengths, left, top, width, height, _tooltips(data, row_texts, column_texts, form, texts)))
     else:
         parts.append(merged_cells(strengths, left, top, width, height))
     parts.append(_cell_texts(printed, left, top, width, height))
@@ -80,12 +79,9 @@ def heatmap(
 
 
 def _require_fit(shape: tuple[int, ...], rows: Sized | None, columns: Sized | None, texts: Texts | None) -> None:
-    counts: dict[str, tuple[Sized | None, int]] = {
-        "rows": (rows, shape[0]),
-        "columns": (columns, shape[1]),
-        "texts": (texts, shape[0]),
-    }
-    counts |= {f"row {r} of texts": (row, shape[1]) for r, row in enumerate(texts or ())}
+    (R, C), counts = shape, dict[str, tuple[Sized | None, int]]()
+    counts |= {"rows": (rows, R), "columns": (columns, C), "texts": (texts, R)}
+    counts |= {f"row {r} of texts": (row, C) for r, row in enumerate(texts or ())}
     for name, (given, count) in counts.items():
         if given is not None and len(given) != count:
             raise UserError(f"{name} has {len(given)} entries for values of shape {shape}; give {count}")
@@ -99,10 +95,9 @@ def _printed(data: np.ndarray, form: str, show_values: bool | None, texts: Texts
     """The lines in each cell; no rows if values are not shown."""
     if texts is not None:
         return [[text.split("\n") for text in row] for row in texts]
-    is_shown = max(data.shape) <= MAX_SHOWN if show_values is None else show_values
-    return (
-        [[[number_text(v, form) if np.isfinite(v) else ""] for v in row] for row in data.tolist()] if is_shown else []
-    )
+    if not (max(data.shape) <= MAX_SHOWN if show_values is None else show_values):
+        return []
+    return [[[number_text(v, form) if np.isfinite(v) else ""] for v in row] for row in data.tolist()]
 
 
 def _cell_size(printed: list[list[list[str]]], columns: list[str], C: int, left: float) -> tuple[float, float]:
@@ -135,8 +130,7 @@ def _tooltips(data: np.ndarray, rows: list[str], columns: list[str], form: str, 
 
 
 def _row_labels(rows: list[str], left: float, top: float, height: float) -> str:
-    every = _every(height)
-    shown = [(text, top + (r + 0.5) * height + 4) for r, text in enumerate(rows) if r % every == 0]
+    shown = [(text, top + (r + 0.5) * height + 4) for r, text in enumerate(rows)][:: _every(height)]
     return "".join(label(text, left - 6, y, "end", SMALL) for text, y in shown)
 
 
@@ -161,12 +155,7 @@ def _every(size: float) -> int:
 
 
 def heatmap_grid(
-    values: Any,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    tooltips: Texts | None = None,
-    title: str = "",
+    values: Any, *, rows: Sequence[str], columns: Sequence[str], tooltips: Texts | None = None, title: str = ""
 ) -> Figure:
     """Draw matrices (R, C, M, N) as R rows of C small heat maps of the same colours, from 0 to the largest value.
 
@@ -175,9 +164,8 @@ def heatmap_grid(
     """
     data = floats(values)
     if data.ndim != 4 or data.shape[:2] != (len(rows), len(columns)):
-        raise UserError(
-            f"a grid needs values of shape ({len(rows)}, {len(columns)}, M, N) for its labels, not {data.shape}"
-        )
+        wanted = f"({len(rows)}, {len(columns)}, M, N)"
+        raise UserError(f"a grid needs values of shape {wanted} for its labels, not {data.shape}")
     strengths, low, high = shares(data, signed=False)
     head, top = heading(title)
     left = 8 + max(text_width(text, SMALL) for text in rows)

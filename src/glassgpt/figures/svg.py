@@ -19,7 +19,8 @@ SERIES = ("#0072b2", "#d55e00", "#00916a", "#a35fc4", "#9a7200", "#7a7f87")
 WIDTH = 480  # of a chart in pixels, on a screen that is wide enough
 SIZE = 13  # of text in pixels
 FONT = "system-ui,sans-serif"
-_WIDTHS = dict.fromkeys("mwMW%@…", 0.95) | dict.fromkeys("ijl.,:;'|() ", 0.4)  # em of wide and of narrow characters
+# em of wide and of narrow characters; DejaVu Sans, a common font on Linux, has the widest signs
+_WIDTHS = dict.fromkeys("mwMW%@…", 0.95) | dict.fromkeys("×+−±=≈<>≤≥→", 0.86) | dict.fromkeys("ijl.,:;'|() ", 0.4)
 _MIN_WIDTH_SHARE = 0.72  # a figure shrinks to this share of its width, then it scrolls
 
 
@@ -153,7 +154,6 @@ def matrix(values: Any, what: str) -> np.ndarray:
     """Values (R, C) as float64. Raises `UserError` for another shape or none."""
     array = floats(values)
     if array.ndim != 2 or not array.size:
-        raise UserError(
-            f"{what} must be a matrix (rows, columns), not of shape {array.shape}; use squeeze() or an index"
-        )
+        advice = "use squeeze() or an index"
+        raise UserError(f"{what} must be a matrix (rows, columns), not of shape {array.shape}; {advice}")
     return array

@@ -93,15 +93,12 @@ def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
     if not name or (run.exists() and not run.is_dir()):
-        raise UserError(
-            f"{name or repr(name)} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file"
-        )
+        kinds = "a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file"
+        raise UserError(f"{name or repr(name)} is not a model; pass {kinds}")
     if not run.is_dir():
         nearby = nearby_path(name)
-        fix = "check the path"
-        if run.parts[0] == "runs":
-            fix = f"start a run with: {program()} train --out {shlex.quote(name)}"
-        fix = f"did you mean {nearby}?" if nearby else fix
+        start = f"start a run with: {program()} train --out {shlex.quote(name)}"
+        fix = f"did you mean {nearby}?" if nearby else start if run.parts[0] == "runs" else "check the path"
         raise UserError(f"{name} does not exist; {fix}\na model of the Hugging Face Hub is named hf:owner/name")
     if checkpoint_paths(run / "checkpoints"):
         return run / "checkpoints"

@@ -67,8 +67,7 @@ def principal_components(table: Tensor, n: int = 3) -> tuple[Tensor, Tensor]:
     mean = table.mean(dim=0, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(_gram(table, mean))  # ascending
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)[:, :n]
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    vectors = vectors * largest.sign()
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
     points = torch.cat([(rows - mean) @ vectors for rows in _float64_chunks(table)])
     total = values.sum()
     shares = values[:n] / total if total > 0 else torch.zeros_like(values[:n])

@@ -1,8 +1,9 @@
 """The lessons on disk: `lessons/NN_name.py`, each with its exercises in `lessons/exercises/NN_name.py`."""
 
 import ast
-import importlib.util
+import inspect
 import re
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,34 +26,26 @@ class Lesson:
 
     def exercises(self) -> dict[str, Exercise]:
         """The exercises by name, in order. Executes the lesson's module of exercises."""
-        spec = importlib.util.spec_from_file_location(
-            f"exercises_{self.path.stem}", self.path.parent / "exercises" / self.path.name
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return {value.name: value for value in vars(module).values() if isinstance(value, Exercise)}
+        values = runpy.run_path(str(self.path.parent / "exercises" / self.path.name)).values()
+        return {value.name: value for value in values if isinstance(value, Exercise)}
 
     def exercises_as_markdown(self) -> str:
         """The exercises for the end of the lesson: what to write, and the answers, folded."""
         parts = []
         for number, each in enumerate(self.exercises().values(), 1):
             answer = f"/// details | Answer to exercise {number}\n\n```python\n{each.source}\n```\n\n///"
-            parts.append(f"**Exercise {number}.**\n\n```python\n{each.stub}\n```\n\n{answer}")
+            signature = each.stub.partition('    """')[0]  # without the question: as text, it wraps on narrow pages
+            parts.append(
+                f"**Exercise {number}.** {inspect.getdoc(each.answer)}\n\n```python\n{signature}```\n\n{answer}"
+            )
         return "\n\n".join(parts)
-
-
-def lessons_directory() -> Path:
-    """The folder of the lessons: in an installed package, or in a clone of the repository."""
-    installed = Path(__file__).parent / "lessons"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "lessons"
 
 
 def lessons() -> list[Lesson]:
     """All lessons in order. Reads only their docstrings."""
-    found = []
-    for path in sorted(lessons_directory().glob("[0-9][0-9]_*.py")):
+    found, installed = [], Path(__file__).parent / "lessons"
+    folder = installed if installed.is_dir() else Path(__file__).parents[3] / "lessons"  # of a clone
+    for path in sorted(folder.glob("[0-9][0-9]_*.py")):
         title, _, question = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")
         found.append(Lesson(path, title, " ".join(question.split())))
     return found

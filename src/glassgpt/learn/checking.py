@@ -6,9 +6,9 @@ It runs with the rights of whoever starts the check: use a container for files f
 import importlib.machinery
 import json
 import os
+import signal
 import subprocess
 import sys
-import threading
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import read_file, readable
 
 SECONDS = 20.0  # for an exercise
-_TIMEOUT = 75  # exit status of a process that took longer
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
         grades += [Grade(**row["grade"]) for row in rows if "grade" in row]
         if rows and rows[-1] == "done":
             return grades
-        reason = f"took longer than {seconds:g} s" if done.returncode == _TIMEOUT else "ended the process"
+        reason = f"took longer than {seconds:g} s" if done.returncode == -signal.SIGALRM else "ended the process"
         if not rows:
             raise UserError(f"cannot check {path}: loading it {reason}")
         number, name = rows[-1]["started"]
@@ -59,7 +58,7 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
 
 def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
     """Grade the exercises after the first `skip`; yields a row before and after each."""
-    timer = _limit(seconds)
+    _limit(seconds)
     loader = importlib.machinery.SourceFileLoader("student", str(path))
     module = types.ModuleType("student")
     try:
@@ -68,30 +67,26 @@ def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
         line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
         yield {"problem": f"loading it raised {type(error).__name__}{line}: {str(error).partition(chr(10))[0]}"}
         return
-    timer.cancel()
-    found = [(lesson, lesson.exercises()) for lesson in lessons()]
-    rows = [
-        (lesson.number, each) for lesson, all_ in found if vars(module).keys() & all_.keys() for each in all_.values()
-    ]
+    _limit(0)
+    names, found = vars(module).keys(), ((lesson.number, lesson.exercises()) for lesson in lessons())
+    rows = [(number, each) for number, all_ in found if names & all_.keys() for each in all_.values()]
     if not rows:
         yield {"problem": "it has no function of an exercise; start with: glassgpt learn LESSON --exercises FILE"}
         return
     for lesson, each in rows[skip:]:
         yield {"started": [lesson, each.name]}
-        timer = _limit(seconds)
+        _limit(seconds)
         function = vars(module).get(each.name)
         reason = each.grade(function) if callable(function) else f"the file has no function {each.name}"
-        timer.cancel()
+        _limit(0)
         yield {"grade": {"lesson": lesson, "exercise": each.name, "reason": reason}}
     yield "done"
 
 
-def _limit(seconds: float) -> threading.Timer:
-    """End this process after a time, unless the timer is cancelled."""
-    timer = threading.Timer(seconds, os._exit, [_TIMEOUT])
-    timer.daemon = True
-    timer.start()
-    return timer
+def _limit(seconds: float) -> None:
+    """End this process after a time; 0 disables it. The kernel does it: a thread would wait for the interpreter."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the student's code may have changed it
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _main(arguments: Sequence[str]) -> None:

@@ -1,8 +1,6 @@
 """A small model that lessons train on the spot, once per process."""
 
-import contextlib
 import functools
-import io
 import tempfile
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from glassgpt.config.recipes import recipe
 from glassgpt.interop.references import load
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.training.progress import SilentProgress
 from glassgpt.training.run import train
 
 
@@ -26,8 +25,8 @@ def trained_model(steps: int = 150) -> tuple[GPT, Tokenizer]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a model this small trains no faster on two, and on a busy machine far slower
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            trained, tokenizer = load(train(config, out=Path(folder, "run")))
+        with tempfile.TemporaryDirectory() as folder:
+            trained, tokenizer = load(train(config, out=Path(folder, "run"), progress=SilentProgress()))
     finally:
         torch.set_num_threads(threads)
     assert tokenizer is not None

@@ -120,8 +120,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: i
     targets (...), with `IGNORED` for positions to leave out.
     """
     if not torch.is_grad_enabled():
-        losses = token_losses(hidden, weight, targets, vocab_size, cap)
-        return losses.sum() / (targets != IGNORED).sum()
+        return token_losses(hidden, weight, targets, vocab_size, cap).sum() / (targets != IGNORED).sum()
     apply: Callable[..., Tensor] = _MeanCrossEntropy.apply
     return apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap)
 

@@ -114,8 +114,7 @@ def merges(loaded: LoadedModel, text: str) -> Answer:
         raise UserError("this model's tokenizer has no merges: it is not byte-level BPE")
     if len(text) > MAX_MERGE_CHARACTERS:
         raise UserError(f"text must have at most {MAX_MERGE_CHARACTERS} characters, got {len(text):,}")
-    states = merge_states(loaded.tokenizer, text)
-    return {"states": [[escape_token(piece) for piece in state] for state in states]}
+    return {"states": [[escape_token(piece) for piece in state] for state in merge_states(loaded.tokenizer, text)]}
 
 
 def require_ids(loaded: LoadedModel, ids: Sequence[int]) -> None:

@@ -2,14 +2,9 @@
 
 import asyncio
 import errno
-import html
 import os
 import secrets
 import socket
-import sys
-import tempfile
-import webbrowser
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +13,8 @@ import uvicorn
 from glassgpt.playground.model_pool import Catalog, ModelPool
 from glassgpt.playground.routes import Api
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
+from glassgpt.utils.browser import open_in_browser
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.threads import in_background
 
 PORT = 7860
 PORTS_TRIED = 20
@@ -88,13 +83,6 @@ class PlayServer(uvicorn.Server):
         await asyncio.to_thread(self._pool.executor.shutdown, wait=True, cancel_futures=True)
 
 
-def write_login_file(url: str) -> Path:
-    """A page that only this user can read and that leads to `url`. A command line, which others see, gets its path."""
-    with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
-        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
-    return Path(file.name)
-
-
 def play(references: list[str], *, device: torch.device, host: str | None, port: int | None, browser: bool) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
     pool = ModelPool(Catalog(references), device)
@@ -102,9 +90,5 @@ def play(references: list[str], *, device: torch.device, host: str | None, port:
     server = PlayServer(pool, policy)
     login_url = f"{policy.url}#token={policy.token}"  # servers get no fragment, so the token reaches no log
     print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
-    # Without a window system, Python would open a browser that runs in this terminal.
-    has_window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
-    if browser and has_window:
-        server.login_file = write_login_file(login_url)
-        in_background(partial(webbrowser.open, server.login_file.as_uri()), "glassgpt-browser")
+    server.login_file = open_in_browser(login_url) if browser else None
     server.run(sockets=[listener])

@@ -52,18 +52,12 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     scores = evaluation_traces(runs, "hellaswag_acc_norm", "HellaSwag, normalised")
     add("HellaSwag", ".1~%", scores + _hellaswag_lines(runs), tall=True)
     for title, key, form, smooth, log in CURVES:
-        add(
-            title + (", smoothed" if smooth and not is_single else ""),
-            form,
-            training_traces(runs, key, smooth),
-            log=log,
-        )
+        title += ", smoothed" if smooth and not is_single else ""
+        add(title, form, training_traces(runs, key, smooth), log=log)
     if is_single:  # a chart with a curve per parameter group
         for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
-            groups = enumerate(PARAM_GROUPS.items())
-            traces = [
-                evaluation_traces(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups
-            ]
+            traces = [evaluation_traces(runs, key, name, group)[0] for group, name in PARAM_GROUPS.items()]
+            traces = [trace | {"color": color} for color, trace in enumerate(traces)]
             add(title, ".3~g", [trace for trace in traces if trace["y"]], log=True, tall=True, section="Norms")
     else:  # a chart per group
         gradients = evaluation_traces(runs, "grad_norms", group="embedding")

@@ -99,9 +99,7 @@ class RunDirectory:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file; choose another --out")
             if any("\ud800" <= character <= "\udfff" for character in str(self.path)):
-                raise UserError(
-                    f"{self.path} is not UTF-8, so that its weights could not be read; choose another --out"
-                )
+                raise UserError(f"{self.path} is not UTF-8, so its weights could not be read; choose another --out")
             is_taken = self.is_run or self._removed_config_path.exists()
             if is_taken and not overwrite:
                 resuming = f"resume it with --resume {shlex.quote(str(self.path))}, " if self.is_run else ""

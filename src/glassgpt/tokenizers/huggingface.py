@@ -83,8 +83,7 @@ class FileTokenizer(Tokenizer):
             text = self.decode_bytes(self.encode("a"))
         added = text[:-1] if text.endswith(b"a") else b""  # what the tokenizer puts before a text and decoding keeps
         pieces = [self.decode_bytes([i]) if piece else piece for i, piece in enumerate(self._table)]
-        first = [len(piece.removeprefix(added)) for piece in pieces]
-        return np.array(first, dtype=np.int64) * self.is_text
+        return np.array([len(piece.removeprefix(added)) for piece in pieces], dtype=np.int64) * self.is_text
 
     @cached_property
     def within_text(self) -> "FileTokenizer":
@@ -115,8 +114,7 @@ class BPETokenizer(FileTokenizer):
         from fastokens import Tokenizer as Encoder
 
         with _explained("not a byte-level BPE of a Hugging Face tokenizer.json"):
-            content = self._read(tokenizer_json, end_of_text)
-            self._set_table(_byte_level_table(content))
+            self._set_table(_byte_level_table(self._read(tokenizer_json, end_of_text)))
             self._encoder = Encoder.from_json_str(tokenizer_json)
         self._encoder.no_truncation()  # a file made for a model of 1,024 tokens may ask for it
         self.kind = "gpt2" if hashlib.sha256(b"\n".join(self._table)).hexdigest() == _GPT2_TOKENS else "bpe"
@@ -374,9 +372,7 @@ def _without_prefix(step: Any) -> Any:
     """Return a normalizer or pre-tokenizer that puts nothing before a text."""
     match step:
         case {"type": "Sequence"}:
-            return {
-                key: [*map(_without_prefix, value)] if isinstance(value, list) else value for key, value in step.items()
-            }
+            return {k: [*map(_without_prefix, v)] if isinstance(v, list) else v for k, v in step.items()}
         case {"type": "Prepend"}:
             return {**step, "prepend": ""}
         case {"type": "Metaspace"}:

@@ -18,9 +18,8 @@ _LONGEST_MAPPED = 72  # bytes that NFKC, which SentencePiece's map contains, mak
 def steps(part: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the steps of a normalizer, pre-tokenizer or decoder in order, also those in sequences."""
     if isinstance(part, dict):
-        inner = [
-            part[name] for name in ("normalizers", "pretokenizers", "decoders") if isinstance(part.get(name), list)
-        ]
+        inner: list[Any] = [part.get(name) for name in ("normalizers", "pretokenizers", "decoders")]
+        inner = [each for each in inner if isinstance(each, list)]
         yield from itertools.chain(*map(steps, itertools.chain(*inner))) if inner else (part,)
 
 

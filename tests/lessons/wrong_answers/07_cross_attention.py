@@ -40,6 +40,7 @@ WRONG = {
         lambda lengths, S: (torch.arange(S) >= lengths[:, None])[:, None],
         lambda lengths, S: (torch.arange(S) < lengths[:, None])[:, None].float(),
         lambda lengths, S: (torch.arange(S) < lengths.max()).expand(len(lengths), 1, S),
+        lambda lengths, S: (torch.arange(int(lengths.max())) < lengths[:, None])[:, None],
     ],
     "cross_attention": [
         lambda x, m, W_q, W_k, W_v: _attend(m @ W_q, x @ W_k, x @ W_v, W_q.shape[1] ** 0.5),
@@ -47,6 +48,7 @@ WRONG = {
         lambda x, m, W_q, W_k, W_v: _attend(x @ W_q, m @ W_k, m @ W_v, 1.0),
         lambda x, m, W_q, W_k, W_v: _attend(x @ W_q, m @ W_k, m @ W_v, x.shape[1] ** 0.5),
         lambda x, m, W_q, W_k, W_v: _attend(x @ W_q, m @ W_k, m @ W_v, W_q.shape[1] ** 0.5, dim=0),
+        lambda x, m, W_q, W_k, W_v: _attend(x @ W_q, m @ W_v, m @ W_k, W_q.shape[1] ** 0.5),
         _causal,
     ],
     "prefix_mask": [
@@ -54,6 +56,7 @@ WRONG = {
         _all,
         _blocks,
         _target_sees_all,
+        lambda S, T: _target_sees_all(S, T).T,
         lambda S, T: _all(S, T)[:T, :S],
     ],
 }

@@ -40,6 +40,7 @@ WRONG = {
         lambda p, share: p >= share,
         lambda p, share: p.cumsum(dim=0) - p < share,
         lambda p, share: p.sort(descending=True).indices,
+        lambda p, share: (p * (p > 0.2)).ceil(),
     ],
     "most_likely_pair": [
         _greedy,
@@ -47,6 +48,7 @@ WRONG = {
         lambda first, second: divmod(int(second.argmax()), len(first)),
         lambda first, second: (int(first.argmax()), int((first @ second).argmax())),
         lambda first, second: (3, 1),
+        lambda first, second: divmod(int((first[:, None] + second).argmax()), len(first)),
         lambda first, second: int((first[:, None] * second).argmax()),
     ],
 }

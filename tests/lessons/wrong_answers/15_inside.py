@@ -45,11 +45,13 @@ WRONG = {
         lambda z, out, direction: (z * (direction @ out).view(z.shape[1], -1).T).sum(dim=-1),
         lambda z, out, direction: (out @ z.flatten()).view_as(z).sum(dim=-1),
         lambda z, out, direction: z * (direction @ out).view_as(z),
+        lambda z, out, direction: (out @ z.flatten() @ direction).expand(len(z)),
     ],
     "induction_weights": [
         lambda ids, strength: _causal(strength * _matches(ids, ids)),
         lambda ids, strength: _causal(strength * _matches(ids, ids.roll(1))),
         lambda ids, strength: _causal(strength * _matches(ids, ids.roll(-1))),
+        lambda ids, strength: _causal(strength * _matches(ids, torch.nn.functional.pad(ids[:-1], (1, 0)))),
         lambda ids, strength: _shifted(ids).div(20).mul(strength).softmax(dim=-1),
         lambda ids, strength: _causal(_shifted(ids)),
     ],
