@@ -179,8 +179,10 @@ def _():
     al. (2017) use a formula instead, a vector $p_t$ of $C$ numbers. Each pair of
     numbers is a hand of a clock with its own speed $\omega_i$, from fast to slow:
 
-    $$p_t = (\sin \omega_0 t, \cos \omega_0 t, \sin \omega_1 t, \cos \omega_1 t,
-    \ldots), \qquad \omega_i = 10000^{-2i/C}$$
+    $$p_t = (\sin \omega_0 t, \cos \omega_0 t, \sin \omega_1 t,
+    \ldots)$$
+
+    $$\omega_i = 10000^{-2i/C}$$
     """)
     return
 

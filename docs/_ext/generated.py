@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from generated_commands import commands
+from generated_lessons import lesson_list
 from generated_names import names
 from generated_recipes import recipe_table, recipes
 from generated_settings import settings, slots
@@ -13,6 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands,
+    "lessons": lesson_list,
     "names": names,
     "recipes": recipes,
     "recipe-table": recipe_table,

@@ -1,1 +1,1 @@
-"""The book: the lessons in `lessons/`, their exercises, and the checkers of the exercises."""
+"""The book: the sixteen lessons in `lessons/`, their exercises, and the checkers of the exercises."""
