@@ -185,13 +185,13 @@ def _():
     mo.md(r"""
     The honest answer wins: $p = q$. The mean loss is $-q \ln p - (1 - q) \ln(1 - p)$,
     and its derivative, $-\frac{q}{p} + \frac{1 - q}{1 - p}$, is $0$ only there. Towards
-    $p = 1$ it grows without limit, because 30 % of the cases then cost more and more.
+    $p = 1$ it grows without limit, because the other cases then cost more and more.
 
     For any number of tokens, $H(q, p) = -\sum_i q_i \ln p_i$ is the **cross-entropy**
     of the true probabilities $q$ and the model's $p$. It is smallest at $p = q$, where
-    it is the *entropy* of $q$ (Shannon, 1948): 0.61 nats for 70 %. So even a perfect
-    model has a loss above 0. A training text shows one token at each place. Its $q_i$
-    is 1, the others are 0, and $-\ln p_t$ remains.
+    it is the *entropy* of $q$ (Shannon, 1948): 0.61 nats for 70 %. So even the best
+    model of such a text has a loss above 0. A training text shows one token at each
+    place. Its $q_i$ is 1, the others are 0, and $-\ln p_t$ remains.
 
     ## Without overflow
 

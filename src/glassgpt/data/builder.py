@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,17 +121,15 @@ class DatasetBuilder:
 
     def _plan(self, purpose: Mapping[str, Any], is_resumed: bool) -> tuple[Plan, list[WorkUnit], Tokenizer]:
         """Plan the build. Unless it is resumed, clear its directory and write what a later call needs to resume it."""
+        make_plan = partial(work_units.make_plan, self._work, self.sources, self.data, log=self.log)
         if is_resumed:
-            tokenizer = load_tokenizer(self._work / TOKENIZER)
-            return work_units.make_plan(self._work, self.sources, self.data, tokenizer, self.log)
+            return make_plan(load_tokenizer(self._work / TOKENIZER))
         for names in filter(None, (source.left_out for source in self.sources)):
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             self.log(f"left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
-        plan, units, tokenizer = work_units.make_plan(
-            self._work, self.sources, self.data, self.wanted.tokenizer, self.log
-        )
+        plan, units, tokenizer = make_plan(self.wanted.tokenizer)
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
         write_atomic(self._work / _PURPOSE, sealed_json({**purpose, "tokenizer_sha256": tokenizer.sha256}))
         return plan, units, tokenizer

@@ -301,9 +301,8 @@ class DamagedDatasetError(UserError):
 
 
 def _damaged(directory: Path, damage: str) -> UserError:
-    return DamagedDatasetError(
-        f"dataset {directory} is damaged: {damage};\nprepare it again with the same command, or restore it"
-    )
+    advice = "prepare it again with the same command, or restore it"
+    return DamagedDatasetError(f"dataset {directory} is damaged: {damage};\n{advice}")
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:

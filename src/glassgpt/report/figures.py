@@ -4,7 +4,7 @@ from pathlib import Path
 
 from glassgpt.figures import Figure, lines
 from glassgpt.report.charts import CURVES, evaluation_traces, training_traces
-from glassgpt.report.runs import RunRecords, read_runs
+from glassgpt.report.runs import read_runs
 from glassgpt.runs.metrics import Record
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -29,17 +29,12 @@ def curve(runs: str | Path | list[str | Path], key: str) -> Figure:
     """
     records = read_runs(runs if isinstance(runs, list) else [runs])
     title, _, _, smooth, log = next((row for row in CURVES if row[1] == key), (key, key, "", False, False))
-    traces = evaluation_traces(records, key, key) if _records(records, key, "evaluations") else []
-    if _records(records, key, "training"):
-        traces = training_traces(records, key, smooth)
-    if not traces:
+    kinds = training_traces(records, key, smooth), evaluation_traces(records, key, key)
+    traces = next((kind for kind in kinds if any(y is not None for trace in kind for y in trace["y"])), None)
+    if traces is None:
         known = {name for run in records for record in (*run.training, *run.evaluations) for name in record}
         raise UserError(f"no record of {records[0].name} has the number {key!r}{did_you_mean(key, known)}")
     return _drawn(traces, title, "", log)
-
-
-def _records(runs: list[RunRecords], key: str, part: str) -> bool:
-    return any(isinstance(record.get(key), int | float) for run in runs for record in getattr(run, part))
 
 
 def _drawn(traces: list[Record], title: str, unit: str, log: bool = False) -> Figure:

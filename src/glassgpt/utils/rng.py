@@ -16,11 +16,11 @@ def seed_for(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
-def generator_for(seed: int, *purpose: str | int, device: "torch.device | str" = "cpu") -> "torch.Generator":
-    """A torch generator for one purpose; see `seed_for`."""
+def generator_for(seed: int, *purpose: str | int) -> "torch.Generator":
+    """A torch generator on the CPU for one purpose; see `seed_for`."""
     import torch  # here, so that the command line does not import torch for `seed_for`
 
-    return torch.Generator(device=device).manual_seed(seed_for(seed, *purpose))
+    return torch.Generator().manual_seed(seed_for(seed, *purpose))
 
 
 @contextmanager
