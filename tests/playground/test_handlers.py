@@ -360,6 +360,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("next", {"ids": [1], "position": 1}, "no position 1"),
     ("flow", {"ids": [1], "position": 1, "layer": 0}, "no position 1"),
     ("flow", {"ids": [1], "position": 0, "layer": 2}, "no layer 2"),
+    ("flow", {"ids": [1], "position": 0, "layer": 0, "edits": [{"kind": "attention", "layer": 0}]}, "edits"),
     ("write", {"ids": [1], "temperature": -0.1}, "temperature must be"),
     ("write", {"ids": [1], "top_k": 0}, "top_k must be"),
     ("write", {"ids": [1], "n": 9}, "n must be"),

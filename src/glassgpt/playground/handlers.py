@@ -194,6 +194,8 @@ def flow(loaded: LoadedModel, request: CaptureRequest, position: int, layer: int
 
     A row of `norms` is what attention and feed-forward add, and the residual stream before and after the layer.
     """
+    if request.edits:  # the neurons are computed again below, without them
+        raise UserError("edits: not available in flow; leave them out")
     model, cache = loaded.model, activations(loaded, request)
     require_index("position", position, len(request.ids))
     require_index("layer", layer, model.config.n_layer)
