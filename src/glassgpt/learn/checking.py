@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glassgpt.learn.catalog import lessons
+from glassgpt.learn.exercises import message_of
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import read_file, readable
 
@@ -43,7 +44,10 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
         # -P: no module of the working directory, such as a student's numbers.py, hides one of Python's.
         command = [sys.executable, "-P", "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]
         done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        try:
+            rows = [json.loads(line) for line in done.stdout.splitlines()]
+        except ValueError:  # an answer wrote into every open file
+            raise UserError(f"cannot check {path}: it wrote among its own grades") from None
         problem = next((row["problem"] for row in rows if "problem" in row), None)
         if problem is not None:
             raise UserError(f"cannot check {path}: {problem}")
@@ -64,9 +68,9 @@ def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
     module = types.ModuleType("student")
     try:
         loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        yield {"problem": f"loading it raised {type(error).__name__}{line}: {str(error).partition(chr(10))[0]}"}
+    except BaseException as error:
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        yield {"problem": f"loading it raised {type(error).__name__}{line}{message_of(error)}"}
         return
     _limit(0)
     names, found = vars(module).keys(), ((lesson.number, lesson.exercises()) for lesson in lessons())
@@ -78,7 +82,10 @@ def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
         yield {"started": [lesson, each.name]}
         _limit(seconds)
         function = vars(module).get(each.name)
+        process = os.getpid()
         reason = each.grade(function) if callable(function) else f"the file has no function {each.name}"
+        if os.getpid() != process:  # the answer forked, and this is the copy
+            os._exit(0)
         _limit(0)
         yield {"grade": {"lesson": lesson, "exercise": each.name, "reason": reason}}
     yield "done"
