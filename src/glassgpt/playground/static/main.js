@@ -46,6 +46,7 @@ async function render() {
     if (!signal.aborted) document.body.dataset.ready = view.id;
   } catch (error) {
     if (signal.aborted) return;
+    if (error instanceof LoginError) place('prompt').hidden = true;
     root.replaceChildren(error instanceof LoginError ? loginForm(error.message) : notice(error.message, 'error'));
     document.body.dataset.ready = error instanceof LoginError ? 'login' : 'error';
     if (!(error instanceof RequestError)) throw error;
@@ -98,8 +99,8 @@ function loginForm(message) {
     login(token).then(() => location.reload(), error => root.replaceChildren(loginForm(error.message)));
   };
   field.addEventListener('keydown', event => event.key === 'Enter' && send());
-  return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ',
-    h('code', {}, 'glassgpt play'), ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
+  return h('div.notice', {role: 'alert', test: 'login'}, message,
+    h('p', {}, 'Or enter that address or its token here:'), h('div.row', {}, field, button('Log in', send)));
 }
 
 function showModels(catalog, entry) {
