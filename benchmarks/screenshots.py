@@ -20,6 +20,7 @@ PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 TEXT = "The function returns the number of bytes. The function "
 # For each view: its state, color scheme and height. A screenshot shows the top of the view.
 DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
+    "model": ({"layer": "1"}, "light", 1300),
     "text": ({"position": "8"}, "light", 720),
     "heads": ({"layer": "1", "head": "1"}, "light", 1000),
     "lens": ({}, "dark", 1000),

@@ -242,7 +242,7 @@ def _(functions):
     **SwiGLU** (Shazeer, 2020) adds a *gate*, a third matrix whose result multiplies the
     inner numbers one by one ($\odot$):
 
-    $$\text{feedforward}(x) = \left(\text{SiLU}(x W_g) \odot x W_u\right) W_d$$
+    $$\text{SwiGLU}(x) = \left(\text{SiLU}(x W_g) \odot x W_u\right) W_d$$
 
     Three matrices have $3CF$ weights, two have $2CF = 8C^2$. For a fair comparison,
     choose $F$ so that $3CF = 8C^2$, that is $F = \frac{8}{3} C$. The library

@@ -255,9 +255,10 @@ def _():
 
     ## The gradient
 
-    Training moves the logits against their derivatives. The chain rule gives
+    Training moves the logits against their derivatives. For the loss of one token,
+    $\ell = \ln \sum_j e^{z_j} - z_y$, the chain rule gives
 
-    $$\frac{\partial}{\partial z_i} \left( \ln \sum_j e^{z_j} - z_y \right) =
+    $$\frac{\partial \ell}{\partial z_i} =
     \frac{e^{z_i}}{\sum_j e^{z_j}} - [i = y] = p_i - [i = y]$$
 
     where $[i = y]$ is 1 for the target and 0 for others. The target is pushed up by

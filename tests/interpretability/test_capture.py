@@ -63,6 +63,7 @@ def test_activations_match_the_model(choice: dict[str, str], attention: str) -> 
         assert bool((weights[..., ~layer.mask] == 0).all())
         assert torch.equal(layer.pattern(), weights)
         torch.testing.assert_close(layer.pattern(head=3), weights[:, 3], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(layer.row(4), weights[:, :, 4], rtol=1e-5, atol=1e-6)
         # The residual stream is the sum of its inputs.
         torch.testing.assert_close(layer.resid_mid, layer.resid_pre + layer.attn_out, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(layer.resid_post, layer.resid_mid + layer.mlp_out, rtol=1e-5, atol=1e-5)

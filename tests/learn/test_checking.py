@@ -57,6 +57,13 @@ def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
 
 
+def test_files_in_the_working_directory_hide_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("numbers.py", "token.py"):
+        Path(name).write_text(RIGHT)
+        assert {grade.exercise: grade.reason for grade in check_file(Path(name))}["variance_of_scores"] is None
+
+
 def test_the_time_limit_also_ends_code_that_never_gives_up_the_interpreter(tmp_path: Path) -> None:
     endless = 'import re\ndef window_average(x, window):\n    re.match("(a+)+$", "a" * 64 + "b")\n' + RIGHT
     grades = graded(tmp_path, endless, seconds=3)

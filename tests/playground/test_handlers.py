@@ -179,6 +179,20 @@ def test_attention_equals_that_of_the_model(client: Client, model: GPT, ids: lis
         assert_equal(vectors["kernel_out"], recomputed @ torch.tensor(vectors["v"]), 1e-5)
 
 
+def test_the_flow_of_a_token_equals_hooks(client: Client, model: GPT, ids: list[int], number: int) -> None:
+    with torch.no_grad(), capture(model) as cache:
+        model.hidden(torch.tensor([ids]))
+    for position, layer in ((0, 0), (len(ids) - 1, 1)):
+        found, one = client.answer("flow", model=number, ids=ids, position=position, layer=layer), cache.layers[layer]
+        for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"):
+            assert_equal(found[name], getattr(one, name)[0, position])
+        assert_equal(found["mlp_post"], one.mlp_post[0, position], 1e-5)  # computed for one token instead of all
+        assert_equal(found["pattern"], one.pattern()[0, :, position], 1e-6)
+        assert_equal(found["ln_final"], cache.ln_final[0, position])
+        streams = torch.stack([torch.stack([each.resid_pre, each.resid_post]) for each in cache.layers])
+        assert_equal(found["norms"][:, 2:], streams[:, :, 0, position].norm(dim=-1), 1e-6)
+
+
 def test_predictions_follow_from_the_models_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
     logits = run(model, ids)
     p = logits.softmax(-1)
@@ -344,6 +358,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lens", {"ids": [1], "start": 0, "stop": 2}, "stop 2"),
     ("lens", {"ids": [1], "start": 0, "stop": 1, "watch": [999]}, "no token 999"),
     ("next", {"ids": [1], "position": 1}, "no position 1"),
+    ("flow", {"ids": [1], "position": 1, "layer": 0}, "no position 1"),
+    ("flow", {"ids": [1], "position": 0, "layer": 2}, "no layer 2"),
     ("write", {"ids": [1], "temperature": -0.1}, "temperature must be"),
     ("write", {"ids": [1], "top_k": 0}, "top_k must be"),
     ("write", {"ids": [1], "n": 9}, "n must be"),

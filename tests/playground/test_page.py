@@ -81,6 +81,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bpe": ({**GPT2_LIKE, "context_length": 48}, small_bpe()),
         "windowed": ({**WINDOWED, "context_length": 48}, None),
         "markup": ({**GPT2_LIKE, "context_length": 1024}, markup_bpe()),
+        "deep": ({**WINDOWED, "n_layer": 48, "context_length": 48}, None),
         "many heads": ({"n_layer": 12, "n_head": 12, "n_embd": 144, "context_length": 1024}, BytesTokenizer()),
     }
     return {
@@ -135,6 +136,16 @@ def value(page: Any, name: str) -> float:
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
+
+
+def shows_model(page: Any, model: str) -> None:
+    layers = 3 if model == "windowed" else 2
+    assert page.locator("[data-layer]").count() == layers
+    assert page.locator(f"{hook('open-layer')} .model-head").count() == 4
+    assert page.locator(hook("kv-head")).count() == (2 if model == "windowed" else 0)
+    assert page.locator(f"{hook('flow-top')} tbody tr").count() == 5
+    page.locator("[data-layer='1']").click()
+    page.wait_for_selector(f"{hook('open-layer')}[aria-label='Layer 1']")
 
 
 def shows_text(page: Any, model: str) -> None:
@@ -367,6 +378,72 @@ def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: P
             opened.close()
 
 
+# --- the model as a picture ------------------------------------------------------------------------------------------
+
+
+def test_each_part_of_the_model_opens_its_view(page: MonitoredPage, models: dict[str, Path]) -> None:
+    shown = page.open("model", model=models["windowed"], text=TEXT, layer=2, position=9)
+    parts: dict[str, tuple[str, dict[str, str]]] = {
+        "Token": ("text", {"position": "9"}),
+        "Embedding": ("weights", {"table": "embedding", "row": str(ord(TEXT[9]))}),
+        "RMSNorm, then attention": ("heads", {"layer": "2", "query": "9"}),
+        "RMSNorm, then feed-forward": ("weights", {"parameter": "blocks.2.feed_forward.up.weight"}),
+        "Residual stream after": ("lens", {"position": "9", "depth": "3"}),
+        "Logits and probabilities": ("generation", {}),
+    }
+    for part, (view, state) in parts.items():
+        shown.get_by_role("button", name=part, exact=True).click()
+        page.ready(view)
+        assert state.items() <= state_of(shown).items(), part
+        shown.go_back()
+        page.ready("model")
+    shown.locator(".model-head").nth(3).click()
+    page.ready("heads")
+    state = state_of(shown)
+    assert (state["layer"], state["head"], state["query"]) == ("2", "3", "9")
+    assert shown.locator(hook("head-facts")).inner_text().startswith("Layer 2, head 3")
+
+
+def test_a_deep_model_folds_its_layers(page: MonitoredPage, models: dict[str, Path]) -> None:
+    """Each layer belongs to one row, and a folded row opens one of its layers."""
+    shown = page.open("model", model=models["deep"], text=TEXT, layer=20)
+    for _ in range(4):
+        rows = [
+            name.split("–")
+            for name in shown.locator("[data-layer]").evaluate_all("rows => rows.map(row => row.dataset.layer)")
+        ]
+        assert len(rows) <= 9
+        assert [i for row in rows for i in range(int(row[0]), int(row[-1]) + 1)] == list(range(48))
+        first, last = (int(i) for i in shown.locator("[data-layer].folded").last.get_attribute("data-layer").split("–"))
+        shown.locator("[data-layer].folded").last.click()
+        page.wait(
+            "document.querySelector('[data-test=open-layer]').ariaLabel !== argument",
+            f"Layer {state_of(shown)['layer']}",
+        )
+        opened = int(state_of(shown)["layer"])
+        assert first <= opened <= last
+        if opened == 47:
+            break
+        page.wait("document.querySelector('[data-test=open-layer]').ariaLabel === argument", f"Layer {opened}")
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_the_flow_of_a_generated_token_follows_the_preference_for_motion(
+    page: MonitoredPage, models: dict[str, Path], motion: str
+) -> None:
+    page.page.emulate_media(reduced_motion=motion)
+    shown = page.open("model", model=models["windowed"], text=TEXT)
+    shown.locator(hook("next-token")).click()
+    page.wait("document.querySelectorAll('.tokens .token').length === 30")
+    running = "document.querySelector('[data-test=model]').getAnimations({subtree: true}).length"
+    assert (shown.evaluate(running) > 10) == (motion == "no-preference")
+    state = state_of(shown)
+    shown.locator(hook("take-back")).click()
+    page.wait("document.querySelectorAll('.tokens .token').length === 29")
+    assert "paths" in state
+    assert "paths" not in state_of(shown)
+
+
 # --- links and keys ---------------------------------------------------------------------------------------------------
 
 
@@ -416,7 +493,7 @@ def test_a_link_restores_the_selection(
 def test_back_undoes_a_change_of_view_and_of_model(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("heads", model=models["windowed"], text=TEXT, layer=2, head=1)
     before = texts_of_heads(shown)
-    shown.keyboard.press("1")
+    shown.keyboard.press("2")
     page.ready("text")
     shown.locator("#model").select_option(str(models["bpe"]))
     page.wait("document.querySelectorAll('.tokens .token').length < 29")
@@ -461,7 +538,7 @@ def test_typing_a_text_triggers_no_shortcuts(page: MonitoredPage, models: dict[s
     assert "theme" not in state_of(shown)
     assert not shown.locator("dialog.keys").is_visible()
     shown.keyboard.press("Escape")
-    shown.keyboard.press("2")
+    shown.keyboard.press("3")
     page.ready("heads")
 
 
@@ -508,7 +585,7 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: MonitoredPage, models: d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["heads", "generation"])
+@pytest.mark.parametrize("view", ["model", "heads", "generation"])
 def test_tab_reaches_every_control(page: MonitoredPage, models: dict[str, Path], view: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
     for chart in shown.locator(".chart").all():  # a chart is drawn when it is scrolled into view
@@ -641,7 +718,7 @@ def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, P
         page.open("text", model=models["characters"], text="abc")
         first.stop()
         with serving(models["windowed"], models["characters"], port=port, token="another"):
-            page.page.keyboard.press("2")
+            page.page.keyboard.press("3")
             page.ready("login")
             page.page.locator(hook("token")).fill("wrong")
             page.page.get_by_role("button", name="Log in").click()
@@ -813,7 +890,7 @@ def test_a_stopped_server_is_an_error(browser: Any, models: dict[str, Path], whe
         assert card.inner_text() == GONE
         if when != "afterwards":
             shown.wait_for_selector(f"{hook('distance-chart')} .notice")
-        shown.keyboard.press("1")
+        shown.keyboard.press("2")
         page.ready("error")
         assert shown.locator("#view").inner_text() == GONE
         shown.locator("#text").fill("another")

@@ -7,6 +7,7 @@ same call are equal.
 """
 
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from allpairspy import AllPairs
 from torch import Tensor
 
 import glassgpt
@@ -38,6 +40,7 @@ from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
 from page_harness import MonitoredPage, chromium, monitored_page
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
+from slot_harness import SLOTS, combined
 
 TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
 """Texts of about 20 tokens; one character has several tokens."""
@@ -110,13 +113,17 @@ def url(folder: Path, trained: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["windowed", pytest.param("plain", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest, folder: Path) -> Case:
-    model, tokenizer = glassgpt.load(folder / request.param)
+    return case_of(folder / request.param, TEXTS[request.param])
+
+
+def case_of(path: Path, text: str) -> Case:
+    """Return a run's model with its activations for a text."""
+    model, tokenizer = glassgpt.load(path)
     assert tokenizer is not None
-    text = TEXTS[request.param]
     ids = [*tokenizer.prompt_prefix, *(int(i) for i in tokenizer.encode(text))]
     with torch.no_grad(), capture(model) as seen:
         model(torch.tensor([ids]))
-    return Case(str(folder / request.param), text, model, tokenizer, ids, seen)
+    return Case(str(path), text, model, tokenizer, ids, seen)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +229,141 @@ def test_surprisal_equals_pytorchs_cross_entropy(shown: MonitoredPage, case: Cas
     lines = shown.page.locator('section.card[aria-label="Predictions at this position"] tbody tr')
     assert lines.locator("th").all_inner_texts() == [case.piece(i) for i in top.indices.tolist()]
     assert_close([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def numbers(shown: MonitoredPage, name: str) -> list[float]:
+    """Return the full-precision values of all displayed numbers with this name."""
+    return [float(x) for x in hook(shown, name).evaluate_all("all => all.map(one => one.dataset.value)")]
+
+
+def part(rows: list[list[str]], name: str) -> list[float]:
+    """Return the values of a part in the CSV of the model's picture."""
+    return [float(row[2]) for row in rows[1:] if row[0] == name]
+
+
+def close_to_hooks(actual: Any, expected: Any) -> None:
+    assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("position", "layer"), [(0, 0), (7, 1), (None, -1)], ids=["first", "middle", "last"])
+def test_the_picture_of_the_model_equals_its_activations(
+    shown: MonitoredPage, case: Case, position: int | None, layer: int
+) -> None:
+    """All numbers of the picture, of the open layer and of the others, are those of hooks on the model."""
+    check_picture(shown, case, position, layer % case.model.config.n_layer)
+
+
+@pytest.mark.slow
+def test_the_picture_is_right_for_every_pair_of_slots(browser: Any, tmp_path: Path) -> None:
+    for number, values in enumerate(AllPairs(list(map(list, SLOTS.values())))):
+        config = dataclasses.asdict(combined(dict(zip(SLOTS, values, strict=True))))
+        write_run(tmp_path / str(number), config)
+    folders = sorted(tmp_path.iterdir())
+    with serving(*folders) as served, monitored_page(browser, served.url) as page:
+        for folder in folders:
+            case = case_of(folder, "the thé")
+            check_picture(page, case, 6, 1)
+            check_cache(page, case, case.ids[:7])
+
+
+def check_picture(shown: MonitoredPage, case: Case, position: int | None, layer: int) -> None:
+    """Compare all numbers of the picture to the activations; position None is the default, the last token."""
+    state = {} if position is None else {"position": position}
+    shown.open("model", model=case.name, text=case.text, layer=layer, **state)
+    t, seen = len(case.ids) - 1 if position is None else position, case.seen
+    rows, one = shown.csv_of("Model"), seen.layers[layer]
+    assert (part(rows, "id"), hook(shown, "flow-id").inner_text()) == ([case.ids[t]], str(case.ids[t]))
+    vectors = {
+        "embedding": case.model.embedding.weight[case.ids[t]], "first": seen.layers[0].resid_pre[0, t],
+        "resid_pre": one.resid_pre[0, t], "attn_out": one.attn_out[0, t], "mlp_post": one.mlp_post[0, t],
+        "mlp_out": one.mlp_out[0, t], "resid_post": one.resid_post[0, t], "ln_final": seen.ln_final[0, t],
+        "logit": case.logits[t], "probability": case.logits[t].softmax(-1),
+    }  # fmt: skip
+    for name, expected in vectors.items():
+        close_to_hooks(part(rows, name), expected)
+    norms = {"embedding-norm": "embedding", "first-norm": "first", "pre-norm": "resid_pre", "attn-norm": "attn_out",
+             "mlp-norm": "mlp_out", "post-norm": "resid_post", "final-norm": "ln_final"}  # fmt: skip
+    for shown_as, name in norms.items():
+        close_to_hooks(value(shown, shown_as), vectors[name].norm())
+    for name, tensors in {
+        "attention-adds": [each.attn_out for each in seen.layers],
+        "feed-forward-adds": [each.mlp_out for each in seen.layers],
+        "stream-after": [each.resid_post for each in seen.layers],
+    }.items():
+        close_to_hooks(numbers(shown, name), torch.stack(tensors)[:, 0, t].norm(dim=-1))
+    close_to_hooks(numbers(shown, "head-most"), one.pattern()[0, :, t].amax(dim=-1))
+    neurons = vectors["mlp_post"]
+    assert (value(shown, "active"), value(shown, "largest-neuron")) == (
+        int((neurons > 0).sum()),
+        int(neurons.abs().argmax()),
+    )
+    close_to_hooks(value(shown, "largest-value"), neurons[neurons.abs().argmax()])
+    top = case.logits[t].topk(5)
+    close_to_hooks(numbers(shown, "top-logit"), top.values)
+    close_to_hooks(numbers(shown, "top-p"), vectors["probability"][top.indices])
+    if position is not None:
+        assert hook(shown, "chosen").inner_text() == case.piece(case.ids[t + 1])
+        close_to_hooks(value(shown, "chosen-p"), vectors["probability"][case.ids[t + 1]])
+
+
+def test_next_token_fills_the_cache_as_generation_does(shown: MonitoredPage, case: Case) -> None:
+    """Positions and bytes are those of the library's `KVCache` over the same tokens; the tokens those of Generation."""
+    text = case.text[:12]
+    page = shown.open("model", model=case.name, text=text, temperature=1.5, seed=3)
+    prompt, steps = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(text))], 4
+    for count in range(steps + 1):
+        shown.wait("document.querySelectorAll('.tokens .token').length === argument", len(prompt) + count)
+        ids = [
+            int(i)
+            for i in page.locator(".tokens .token").evaluate_all(
+                "all => all.map(one => one.title.match(/id (\\d+)/)[1])"
+            )
+        ]
+        check_cache(shown, case, ids)
+        if count < steps:
+            chosen = hook(shown, "chosen").inner_text()
+            hook(shown, "next-token").click()
+            shown.wait("document.querySelectorAll('.tokens .token').length === argument", len(prompt) + count + 1)
+            assert page.locator(".tokens .token").last.inner_text() == chosen
+    go(shown, view="generation")
+    shown.ready("generation")
+    assert generated(shown)[0] == ids[len(prompt) :]
+
+
+def check_cache(shown: MonitoredPage, case: Case, ids: list[int]) -> None:
+    """Compare the picture of the cache to a cache that took in the tokens one by one."""
+    cache = case.model.new_cache(1, case.model.config.context_length)
+    with torch.no_grad():
+        for i in ids:
+            case.model.hidden(torch.tensor([[i]]), cache)
+    kept: dict[int, set[int]] = {}
+    for row in hook(shown, "cache-row").all():
+        cells = row.locator(".cell").evaluate_all("all => all.map(one => /kept|new/.test(one.className))")
+        for layer in row.get_attribute("data-layers").split():
+            kept[int(layer)] = {p for p, is_kept in enumerate(cells) if is_kept}
+    filled = [layer.k[:, :, : min(layer.length, len(layer.positions))] for layer in cache.layers]
+    assert kept == {
+        i: set(layer.positions[: k.shape[2]].tolist())
+        for i, (layer, k) in enumerate(zip(cache.layers, filled, strict=True))
+    }
+    assert value(shown, "cache-bytes") == sum(2 * k.numel() * k.element_size() for k in filled)
+
+
+def test_a_full_context_drops_the_older_half(shown: MonitoredPage, folder: Path) -> None:
+    model, _ = glassgpt.load(folder / "windowed")
+    page = shown.open("model", model=folder / "windowed", text="a" * model.config.context_length)
+    hook(shown, "next-token").click()
+    shown.wait("document.querySelectorAll('.tokens .token').length < 24")
+    ids = [
+        int(i)
+        for i in page.locator(".tokens .token").evaluate_all("all => all.map(one => one.title.match(/id (\\d+)/)[1])")
+    ]
+    assert ids[:-1] == [ord("a")] * (model.config.context_length // 2)
+    logits = logits_of(model, ids)[-1]
+    close_to_hooks(numbers(shown, "top-logit"), logits.topk(5).values)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,17 @@ class Learn(Command):
         if importlib.util.find_spec("marimo") is None:
             raise UserError("opening a lesson needs marimo: pip install 'glassgpt[learn]'")
         port, token = _free_port(self.port), secrets.token_urlsafe(16)
-        command = [sys.executable, "-m", "marimo", "--quiet", "run", str(notebook), "--include-code", "--headless"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "marimo",
+            "--quiet",
+            "run",
+            str(notebook),
+            "--include-code",
+            "--headless",
+        ]
         command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too

@@ -103,6 +103,15 @@ class LayerActivations(_Recorded):
         return self.scores(head).softmax(dim=-1)
 
     @check_arguments
+    def row(self, position: int) -> Tensor:
+        """Attention weights of one query in all heads (B, H, S): a row of `pattern`, without the other rows."""
+        require_index("position", position, self.rot_q.shape[-2])
+        rows = slice(position, position + 1)
+        bias = None if self.kernel_bias is None else self.kernel_bias[:, rows]
+        scores = attention_scores(at_least_float32(self.rot_q[:, :, rows]), at_least_float32(self.rot_k), bias)
+        return scores.masked_fill(~self.mask[rows], -torch.inf).softmax(dim=-1)[:, :, 0]
+
+    @check_arguments
     def kernel_error(self, pattern: Tensor | None = None, head: int | None = None) -> float:
         """The largest difference between `pattern @ v` and the kernel's output: rounding, unless dropout was on."""
         pattern = self.pattern(head) if pattern is None else pattern

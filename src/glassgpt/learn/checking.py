@@ -40,7 +40,8 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
         read_file(path)
     grades: list[Grade] = []
     while True:
-        command = [sys.executable, "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]
+        # -P: no module of the working directory, such as a student's numbers.py, hides one of Python's.
+        command = [sys.executable, "-P", "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]
         done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         problem = next((row["problem"] for row in rows if "problem" in row), None)

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.model.finite import require_finite
+from glassgpt.model.gpt import Block
 from glassgpt.playground.model_pool import LoadedModel
 from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
 from glassgpt.tokenizers.builtin import BPETokenizer
@@ -51,6 +52,7 @@ def describe_model(loaded: LoadedModel) -> Answer:
         "parameters": sum(parameter.numel() for parameter in parameters.values()),
         "tokenizer": None if tokenizer is None else tokenizer.kind,
         "vocab_size": loaded.vocab_size,
+        "bytes_per_number": loaded.model.embedding.weight.element_size(),
         "most_tokens": max_tokens(loaded),
         "has_merges": isinstance(tokenizer, BPETokenizer),
         "tables": list(weights.tables(loaded.model)),
@@ -185,6 +187,33 @@ def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int)
     if cache.kernel_bias is not None:
         arrays["bias"] = cache.kernel_bias[head].float()
     return pack(arrays, {"scale": 1 / math.sqrt(loaded.model.config.resolved_head_dim)})
+
+
+def flow(loaded: LoadedModel, request: CaptureRequest, position: int, layer: int) -> Answer:
+    """What one token passes through: all layers' norms (L, 4), and the vectors and weights (H, T) of one layer.
+
+    A row of `norms` is what attention and feed-forward add, and the residual stream before and after the layer.
+    """
+    model, cache = loaded.model, activations(loaded, request)
+    require_index("position", position, len(request.ids))
+    require_index("layer", layer, model.config.n_layer)
+    at = [
+        (one.attn_out[0, position], one.mlp_out[0, position], one.resid_pre[0, position], one.resid_post[0, position])
+        for one in cache.layers
+    ]
+    norms = torch.stack([torch.linalg.vector_norm(torch.stack(rows).float(), dim=-1) for rows in at])
+    one, block = cache.layers[layer], cast(Block, model.blocks[layer])
+    attn_out, mlp_out, before, after = at[layer]
+    inner: list[Tensor] = []  # computed again for this one token: keeping it for all would take much memory
+    with block.feed_forward.down.register_forward_pre_hook(lambda _, inputs: inner.append(inputs[0])):
+        block.feed_forward(block.feed_forward_norm(before + attn_out))
+    arrays = {
+        "norms": norms, "embedding": model.embedding.weight[request.ids[position]],
+        "resid_pre": before, "attn_out": attn_out, "mlp_post": inner[0], "mlp_out": mlp_out, "resid_post": after,
+        "first": cache.layers[0].resid_pre[0, position], "ln_final": cache.ln_final[0, position],
+        "pattern": one.row(position)[0],
+    }  # fmt: skip
+    return pack({name: array.float() for name, array in arrays.items()}, {})
 
 
 def predict(loaded: LoadedModel, request: CaptureRequest) -> Answer:

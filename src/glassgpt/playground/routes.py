@@ -43,7 +43,7 @@ POLL_SECONDS = 0.5  # between two looks at a run's files
 HANDLERS: dict[str, Callable[..., Answer]] = {
     "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
     "tokens": handlers.tokens, "merges": handlers.merges,
-    "attention": handlers.attention, "head": handlers.head, "vectors": handlers.vectors,
+    "attention": handlers.attention, "head": handlers.head, "vectors": handlers.vectors, "flow": handlers.flow,
     "predictions": handlers.predict, "lens": handlers.lens, "attribution": handlers.attribution,
     "next": handlers.next_logits, "head_scores": handlers.score_heads,
     "map": handlers.table_map, "near": handlers.neighbours,

@@ -4,6 +4,7 @@ import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, 
 
 // id: the file in views/. needs: a 'text' in a model, a 'model', or a 'run', which may have no model yet.
 const VIEWS = [
+  {id: 'model', title: 'Model', needs: 'text'},
   {id: 'text', title: 'Text', needs: 'text'},
   {id: 'heads', title: 'Attention heads', needs: 'text'},
   {id: 'lens', title: 'Logit lens', needs: 'text'},
@@ -14,7 +15,7 @@ const VIEWS = [
   {id: 'compare', title: 'Compare', needs: 'text'},
 ];
 const KEYS = [
-  ['1 … 8', 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'],
+  [`1 … ${VIEWS.length}`, 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'],
   ['← → ↑ ↓', 'the next token, cell or tab'], ['Home, End', 'the first and the last token'], ['?', 'these keys'],
 ];
 const TYPING_MS = 500, WAITING_MS = 250;

@@ -13,3 +13,4 @@ export * from './sweep.js';
 export * from './switch_grid.js';
 export * from './token_strip.js';
 export * from './track_field.js';
+export * from './vector.js';
