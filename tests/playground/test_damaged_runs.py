@@ -23,7 +23,7 @@ from glassgpt.runs.metrics import LINE, MOST_RECORD_BYTES, FollowedFile, append_
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import finite
-from page_harness import chromium, monitored_page
+from page_harness import VIEWS, chromium, monitored_page
 from play_harness import GPT2_LIKE, ServerThread, serving, write_run
 
 TRAINING: dict[str, Any] = {
@@ -367,5 +367,6 @@ def test_a_visitor_without_a_token_gets_a_page_that_asks_for_it(run: RunDirector
             field = page.page.get_by_label("Access token")
             field.fill(f"{served.url}#token={served.policy.token}")  # the address that was printed
             field.press("Enter")
-            page.ready("text")
+            page.page.wait_for_selector("body[data-ready]:not([data-ready=login])")
+            assert page.page.locator("body").get_attribute("data-ready") in VIEWS
             page.problems = [problem for problem in page.problems if "401" not in problem]
