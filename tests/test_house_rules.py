@@ -63,7 +63,7 @@ def prose_of(path: Path) -> Iterator[str]:
 
 def test_size_of_the_package() -> None:
     assert sum(len(lines_of(path)) for path in SOURCES) <= PYTHON_LINES
-    assert sum(len(lines_of(path)) for path in STATIC) <= 5_373
+    assert sum(len(lines_of(path)) for path in STATIC) <= 5_405
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))

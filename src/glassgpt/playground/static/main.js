@@ -114,7 +114,7 @@ function showModels(catalog, entry) {
     options: [...entry.kind === 'missing' ? [[entry.name, entry.name ? `${entry.name} (missing)` : 'none']] : [],
       ...catalog.entries.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name])],
   });
-  model.select.id = 'model';
+  model.querySelector('label').htmlFor = model.select.id = 'model';
   model.select.addEventListener('pointerdown', async () => {
     const now = await loadCatalog(true), same = findEntry(now, state.text('model'));
     if (same) showModels(now, same);
