@@ -19,6 +19,7 @@ from glassgpt.utils.errors import UserError
 from page_harness import chromium
 
 HOSTILE = "<b>&\"'\x00\x1b\ud800\uffff\n]]> --" + 60 * "x"
+TRIPLE: Any = [1, 2, 3]
 GAPS = [np.nan, np.inf, -np.inf]
 
 
@@ -140,14 +141,13 @@ def test_values_at_the_limits_have_places(log: bool) -> None:
 
 
 def test_names_may_be_numbers_and_a_value_any_array_of_one() -> None:
-    assert (
-        lines({1: ([1], [2]), 2: ([1], [3])}, points=True).svg
-        == lines({"1": ([1], [2]), "2": ([1], [3])}, points=True).svg
-    )
-    assert bars({1: torch.ones(1)}).svg == bars({"1": 1.0}).svg
-    grids = [heatmap_grid(np.ones((1, 1, 2, 2)), rows=names, columns=names).svg for names in ([1], ["1"])]
+    names: list[Any] = [1, 2]
+    curves = [lines({n: ([1], [2]) for n in given}, points=True).svg for given in (names, ["1", "2"])]
+    assert curves[0] == curves[1]
+    assert bars({names[0]: torch.ones(1)}).svg == bars({"1": 1.0}).svg
+    grids = [heatmap_grid(np.ones((1, 1, 2, 2)), rows=given, columns=given).svg for given in (names[:1], ["1"])]
     assert grids[0] == grids[1]
-    assert tokens([1, 2], [0, 1]).svg == tokens(["1", "2"], [0, 1]).svg
+    assert tokens(names, [0, 1]).svg == tokens(["1", "2"], [0, 1]).svg
 
 
 def test_bars_are_as_long_as_their_values() -> None:
@@ -214,7 +214,7 @@ def test_tokens_show_texts_and_values() -> None:
     [
         (lambda: lines({"a": ([1, 2, 3], [1, 2])}), "3 xs and 2 ys"),
         (lambda: lines({"a": ([[1]], [[2]])}), r"\(1, 1\)"),
-        (lambda: lines({"a": [1, 2, 3]}), "not 3 values"),
+        (lambda: lines({"a": TRIPLE}), "not 3 values"),
         (lambda: lines({"a": ([1], [10**400])}), "needs numbers"),
         (lambda: bars({"a": "b"}), "needs numbers"),
         (lambda: bars({"a": torch.ones(2)}), r"\(2,\)"),

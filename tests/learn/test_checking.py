@@ -75,6 +75,12 @@ def window_average(x, window):
     if os.fork():
         os.wait()
     return x
+
+def attention_weights(q, k):
+    if not os.fork():
+        while True:
+            pass
+    return q
 """
 
 
@@ -91,7 +97,7 @@ def test_odd_errors_are_named_in_one_short_line(tmp_path: Path) -> None:
 def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
     path = tmp_path / "answers.py"
     path.write_text(FORK + RIGHT, encoding="utf-8")
-    names = [grade.exercise for grade in check_file(path)]
+    names = [grade.exercise for grade in check_file(path)]  # although a copy runs for ever
     assert sorted(names) == sorted(find_lesson("4").exercises())
 
 

@@ -3,12 +3,14 @@
 It runs with the rights of whoever starts the check: use a container for files from strangers.
 """
 
+import contextlib
 import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,11 +43,9 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
         read_file(path)
     grades: list[Grade] = []
     while True:
-        # -P: no module of the working directory, such as a student's numbers.py, hides one of Python's.
-        command = [sys.executable, "-P", "-m", "glassgpt.learn.checking", str(path), str(seconds), str(len(grades))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
+        code, output = _run([str(path), str(seconds), str(len(grades))])
         try:
-            rows = [json.loads(line) for line in done.stdout.splitlines()]
+            rows = [json.loads(line) for line in output.splitlines()]
         except ValueError:  # an answer wrote into every open file
             raise UserError(f"cannot check {path}: it wrote among its own grades") from None
         problem = next((row["problem"] for row in rows if "problem" in row), None)
@@ -54,11 +54,26 @@ def check_file(path: Path, seconds: float = SECONDS) -> list[Grade]:
         grades += [Grade(**row["grade"]) for row in rows if "grade" in row]
         if rows and rows[-1] == "done":
             return grades
-        reason = f"took longer than {seconds:g} s" if done.returncode == -signal.SIGALRM else "ended the process"
+        reason = f"took longer than {seconds:g} s" if code == -signal.SIGALRM else "ended the process"
         if not rows:
             raise UserError(f"cannot check {path}: loading it {reason}")
         number, name = rows[-1]["started"]
         grades.append(Grade(number, name, reason))
+
+
+def _run(arguments: list[str]) -> tuple[int, bytes]:
+    """Run this module in a process of its own: its return code and output. Ends what the process left running."""
+    # -P: no module of the working directory, such as a student's numbers.py, hides one of Python's.
+    command = [sys.executable, "-P", "-m", "glassgpt.learn.checking", *arguments]
+    with tempfile.TemporaryFile() as output:  # a pipe would stay open as long as a process that an answer forked
+        process = subprocess.Popen(command, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            code = process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        return code, output.read()
 
 
 def _grade(path: Path, seconds: float, skip: int) -> Iterator[Any]:
