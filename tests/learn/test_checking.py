@@ -57,6 +57,56 @@ def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
 
 
+ODD_ERROR = """
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError
+
+def window_average(x, window):
+    raise Odd
+
+def attention_weights(q, k):
+    raise KeyboardInterrupt("\x1b[2J" + 100_000 * "x")
+"""
+FORK = """
+import os
+
+def window_average(x, window):
+    if os.fork():
+        os.wait()
+    return x
+
+def attention_weights(q, k):
+    if not os.fork():
+        while True:
+            pass
+    return q
+"""
+
+
+def test_odd_errors_are_named_in_one_short_line(tmp_path: Path) -> None:
+    grades = graded(tmp_path, ODD_ERROR + RIGHT)
+    assert grades["window_average"] == "raised Odd in line 7"
+    assert grades["variance_of_scores"] is None
+    reason = grades["attention_weights"] or ""
+    assert reason.startswith("raised KeyboardInterrupt in line 10: ")
+    assert reason.isprintable()
+    assert len(reason) < 400
+
+
+def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
+    path = tmp_path / "answers.py"
+    path.write_text(FORK + RIGHT, encoding="utf-8")
+    names = [grade.exercise for grade in check_file(path)]  # although a copy runs for ever
+    assert sorted(names) == sorted(find_lesson("4").exercises())
+
+
+def test_answers_that_write_among_the_grades_are_refused(tmp_path: Path) -> None:
+    noisy = "import os\n" + RIGHT + "for number in range(3, 64):\n    try:\n        os.write(number, b'noise\\n')\n"
+    with pytest.raises(UserError, match=r"answers\.py"):
+        graded(tmp_path, noisy + "    except OSError:\n        pass\n")
+
+
 def test_files_in_the_working_directory_hide_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("numbers.py", "token.py"):

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -437,6 +438,31 @@ def test_a_deep_model_folds_its_layers(page: MonitoredPage, models: dict[str, Pa
         page.wait("document.querySelector('[data-test=open-layer]').ariaLabel === argument", f"Layer {opened}")
 
 
+def test_the_picture_of_the_model_keeps_the_focus(page: MonitoredPage, models: dict[str, Path]) -> None:
+    shown = page.open("model", model=models["windowed"], text=TEXT)
+    shown.locator(".tokens .token").nth(28).focus()
+    for position in ("27", "26", "25"):
+        shown.keyboard.press("ArrowLeft")
+        page.wait("document.querySelector('[data-test=cache-row] .new').title.includes(` at ${argument}:`)", position)
+        assert (focused(shown), state_of(shown)["position"]) == (position, position)
+    shown.locator("[data-layer='2']").focus()
+    shown.keyboard.press("Enter")
+    page.wait("document.querySelector('[data-test=open-layer]').ariaLabel === 'Layer 2'")
+    assert shown.evaluate("document.activeElement.dataset.layer") == "2"
+
+
+def test_a_link_holds_no_more_generated_tokens_than_it_restores(page: MonitoredPage, models: dict[str, Path]) -> None:
+    shown = page.open("model", model=models["windowed"], text=TEXT)
+    shown.locator(hook("next-token")).click()
+    page.wait("location.hash.includes('paths')")
+    tag, _, token = state_of(shown)["paths"].partition("~")
+    for tokens, is_disabled in ((299, False), (300, True)):
+        shown = follow_link(page, "text", model=models["windowed"], text=TEXT)
+        link = {"model": models["windowed"], "text": TEXT, "paths": f"{tag}~{'.'.join([token] * tokens)}"}
+        shown = follow_link(page, "model", **link)
+        assert shown.locator(hook("next-token")).is_disabled() == is_disabled
+
+
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_the_flow_of_a_generated_token_follows_the_preference_for_motion(
     page: MonitoredPage, models: dict[str, Path], motion: str
@@ -534,6 +560,11 @@ def test_keys_switch_views_theme_model_and_help(page: MonitoredPage, models: dic
     shown.keyboard.press("Escape")
     assert not shown.locator("dialog.keys").is_visible()
     assert state_of(shown)["view"] == "compare"
+
+
+def test_the_menu_of_models_has_a_name(page: MonitoredPage, models: dict[str, Path]) -> None:
+    shown = page.open("text", model=models["windowed"], text=TEXT)
+    assert shown.get_by_role("combobox", name="Model", exact=True).input_value() == str(models["windowed"])
 
 
 def test_typing_a_text_triggers_no_shortcuts(page: MonitoredPage, models: dict[str, Path]) -> None:
@@ -713,6 +744,21 @@ def test_saved_tokens_have_the_width_and_the_texts_of_the_page(page: MonitoredPa
     svg = ElementTree.fromstring(page.saved("Tokens", "svg"))
     texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert texts == shown.locator(".tokens button").all_text_contents()
+
+
+def test_the_saved_picture_of_the_model_is_what_the_page_shows(page: MonitoredPage, models: dict[str, Path]) -> None:
+    """The saved picture holds all vectors, and each character of the text as often as the page."""
+    shown = page.open("model", model=models["windowed"], text=TEXT)
+    picture = shown.locator(hook("model"))
+    width, height = size_of_png(page.saved("Model", "png"))
+    box = picture.bounding_box()
+    assert (width / 2, height / 2) == pytest.approx((box["width"], box["height"]), abs=1)
+    svg = ElementTree.fromstring(page.saved("Model", "svg"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(list(svg.iter(f"{space}image"))) == picture.locator("canvas").count() > 10
+    saved = " ".join(element.text or "" for element in svg.iter(f"{space}text"))
+    assert Counter("".join(saved.split())) == Counter("".join(picture.inner_text().split()))
+    assert "Adds nothing here:" in saved
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from glassgpt.cli.options import Command, File, Flag, default, require_json, say
 from glassgpt.config.validation import between
 from glassgpt.utils.browser import open_in_browser
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import os_error_reason, readable
+from glassgpt.utils.files import explain_os_errors, os_error_reason, write_atomic
 
 
 class Learn(Command):
@@ -50,11 +50,10 @@ class Learn(Command):
             from glassgpt.learn.exercises import student_file
 
             text = student_file(f"lesson {lesson.number}, {lesson.title}", lesson.exercises().values())
-            try:
-                with readable(self.exercises), self.exercises.open("x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError:
-                raise UserError(f"{self.exercises} exists; name another file, so that no answers are lost") from None
+            if self.exercises.exists():
+                raise UserError(f"{self.exercises} exists; name another file, so that no answers are lost")
+            with explain_os_errors("write", self.exercises):
+                write_atomic(self.exercises, text)
             print(f"complete {self.exercises}, then: glassgpt learn check {self.exercises}")
             return
         self._open(lesson.path)
@@ -64,18 +63,8 @@ class Learn(Command):
         if importlib.util.find_spec("marimo") is None:
             raise UserError("opening a lesson needs marimo: pip install 'glassgpt[learn]'")
         port, token = _free_port(self.port), secrets.token_urlsafe(16)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "marimo",
-            "--quiet",
-            "run",
-            str(notebook),
-            "--include-code",
-            "--headless",
-        ]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
+        command = [sys.executable, "-P", "-m", "marimo", "--quiet", "run", str(notebook), "--include-code"]
+        command += ["--headless", "--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
         server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)

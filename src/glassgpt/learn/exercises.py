@@ -12,6 +12,7 @@ def _(answer):
 """
 
 import ast
+import contextlib
 import inspect
 import math
 import textwrap
@@ -21,6 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from glassgpt.utils.formatting import one_line
+
+LONGEST_REASON = 300  # characters
 Answer = Callable[..., Any]
 
 
@@ -50,11 +54,11 @@ class Exercise:
         try:
             self._checker(answer)
         except WrongAnswerError as reason:
-            return str(reason)
-        except (Exception, SystemExit) as error:
+            return one_line(str(reason), LONGEST_REASON)
+        except BaseException as error:  # answers may call sys.exit or raise KeyboardInterrupt
             if type(error) is NotImplementedError and not error.args:  # of the stub; torch's have a text
                 return "not answered yet"
-            return f"raised {type(error).__name__}{_line_of(error, answer)}: {str(error).partition(chr(10))[0]}"
+            return f"raised {type(error).__name__}{_line_of(error, answer)}{message_of(error)}"
         return None
 
     @property
@@ -108,6 +112,13 @@ def expect_none_of(result: Any, mistakes: Mapping[str, Any]) -> None:
         except WrongAnswerError:
             continue
         raise WrongAnswerError(reason)
+
+
+def message_of(error: BaseException) -> str:
+    """ ": " and the first line of a student's error; nothing if it has none or cannot be shown."""
+    with contextlib.suppress(BaseException):  # __str__ may be the student's, too
+        return f": {one_line(str(error).partition(chr(10))[0], LONGEST_REASON)}".removesuffix(": ")
+    return ""
 
 
 def student_file(title: str, exercises: Iterable[Exercise]) -> str:

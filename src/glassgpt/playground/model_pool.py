@@ -76,10 +76,11 @@ def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
 
 
 def best_step(kept: dict[int, Path]) -> int | None:
-    """The step with the lowest validation loss according to the newest checkpoint, if it is still kept."""
-    with suppress(UserError, FileNotFoundError):
-        best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
-        return best if best in kept else None
+    """The step with the lowest validation loss according to the newest readable checkpoint, if it is still kept."""
+    for step in sorted(kept, reverse=True):
+        with suppress(UserError, FileNotFoundError):
+            best = Checkpoint(kept[step]).state.best_step
+            return best if best in kept else None
     return None
 
 

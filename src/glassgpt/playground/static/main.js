@@ -48,6 +48,7 @@ async function render() {
     if (!signal.aborted) document.body.dataset.ready = view.id;
   } catch (error) {
     if (signal.aborted) return;
+    if (error instanceof LoginError) place('prompt').hidden = true;
     root.replaceChildren(error instanceof LoginError ? loginForm(error.message) : notice(error.message, 'error'));
     document.body.dataset.ready = error instanceof LoginError ? 'login' : 'error';
     if (!(error instanceof RequestError)) throw error;
@@ -100,8 +101,8 @@ function loginForm(message) {
     login(token).then(() => location.reload(), error => root.replaceChildren(loginForm(error.message)));
   };
   field.addEventListener('keydown', event => event.key === 'Enter' && send());
-  return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ',
-    h('code', {}, 'glassgpt play'), ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
+  return h('div.notice', {role: 'alert', test: 'login'}, message,
+    h('p', {}, 'Or enter that address or its token here:'), h('div.row', {}, field, button('Log in', send)));
 }
 
 function showModels(catalog, entry) {
@@ -114,7 +115,7 @@ function showModels(catalog, entry) {
     options: [...entry.kind === 'missing' ? [[entry.name, entry.name ? `${entry.name} (missing)` : 'none']] : [],
       ...catalog.entries.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name])],
   });
-  model.select.id = 'model';
+  model.querySelector('label').htmlFor = model.select.id = 'model';
   model.select.addEventListener('pointerdown', async () => {
     const now = await loadCatalog(true), same = findEntry(now, state.text('model'));
     if (same) showModels(now, same);

@@ -79,6 +79,7 @@ export class SvgPainter {
 }
 
 function canvasOf(pixels) {
+  if (pixels instanceof HTMLCanvasElement) return pixels;
   const canvas = Object.assign(document.createElement('canvas'), {width: pixels.width, height: pixels.height});
   canvas.getContext('2d').putImageData(pixels, 0, 0);
   return canvas;
@@ -94,7 +95,8 @@ function shortened(text, room, size) {
   return characters.length <= fits ? String(text) : `${characters.slice(0, fits - 1).join('')}…`;
 }
 
-// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
+// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text); null if its `size()`, which
+// is [width, height], has a 0: it was not shown yet.
 export function exportable(size, paint) {
   const onCard = (p, [width, height]) => {
     p.rect(0, 0, width, height, css('card'));
@@ -104,12 +106,13 @@ export function exportable(size, paint) {
   return {
     png() {
       const [width, height] = size();
+      if (!(width && height)) return null;
       const canvas = new OffscreenCanvas(2 * width, 2 * height);
       canvas.getContext('2d').scale(2, 2);
       onCard(new CanvasPainter(canvas.getContext('2d')), [width, height]);
       return canvas.convertToBlob();
     },
-    svg: () => String(onCard(new SvgPainter(...size()), size())),
+    svg: () => (size().includes(0) ? null : String(onCard(new SvgPainter(...size()), size()))),
   };
 }
 
@@ -122,10 +125,25 @@ export function exportableElement(element) {
       const x = box.left - left, y = box.top - top + element.scrollTop;
       if (style.backgroundColor !== 'rgba(0, 0, 0, 0)') p.rect(x, y, box.width, box.height, style.backgroundColor);
       if (style.borderTopWidth !== '0px') p.frame(x, y, box.width, box.height, style.borderTopColor);
-      if (part.children.length || !part.textContent) continue;
-      const [align, share] = {right: ['end', 1], center: ['center', 0.5]}[style.textAlign] ?? ['start', 0];
-      p.text(x + share * box.width, y + box.height / 2, part.textContent,
-        {align, size: parseFloat(style.fontSize), mono: style.fontFamily.includes('mono'), fill: style.color});
+      if (part instanceof HTMLCanvasElement) p.image(x, y, box.width, box.height, part);
+      for (const {text, place} of [...part.childNodes].flatMap(linesOf)) {
+        p.text(place.left - left, (place.top + place.bottom) / 2 - top + element.scrollTop, text, {
+          size: parseFloat(style.fontSize), bold: style.fontWeight >= 600, mono: style.fontFamily.includes('mono'),
+          fill: style.color});
+      }
     }
   });
+}
+
+// The lines of a text node, as the browser broke them, with their places.
+function linesOf(node) {
+  const lines = [], range = document.createRange();
+  for (const {0: word, index} of node.nodeType === Node.TEXT_NODE ? node.data.matchAll(/\s*\S+/g) : []) {
+    range.setStart(node, index + word.length - word.trimStart().length);
+    range.setEnd(node, index + word.length);
+    const place = range.getBoundingClientRect(), last = lines.at(-1);
+    if (last && Math.abs(last.place.top - place.top) < 2) last.text += word;
+    else if (place.width) lines.push({text: word.trimStart(), place});
+  }
+  return lines;
 }

@@ -1,6 +1,6 @@
 // Generated text with branches: paths of tokens that share beginnings.
 
-const MAX_LINK_TOKENS = 300;
+export const MAX_LINK_TOKENS = 300;
 
 // The paths, of which `current` is continued. A token is {id, p}: p is its probability, null while unknown.
 export class Paths {

@@ -19,19 +19,18 @@ export function cacheStage({info, pieces, position, dropped}) {
       + `newest token is computed. Per position and layer: 2 × ${info.kv_heads} heads × ${info.head_width} numbers × `
       + `${info.bytes_per_number} bytes = ${count(bytesEach)} bytes.`,
     isWindowed && ` Without windows, it would hold ${count(most)} bytes.`,
-    ' Blue: kept. Orange: new. Hatched: evicted.'),
+    ' Blue: kept. Orange: new. Gray: evicted. Empty: not read yet.'),
     dropped > 0 && h('p.about', {}, `The text was longer than ${tokenCount(info.most_tokens)}: the oldest `
       + `${tokenCount(dropped)} were dropped, and the rest was read again.`),
     kinds.map(kind => cacheRow(kind, pieces, length)));
 }
 
 function cacheRow({span, layers, kept, before}, pieces, length) {
-  const evicted = before + 1 - kept, isNow = p => isKept(span, p, length);
-  const wasKept = p => isKept(span, p, length - 1), layerText = layers.length > 1 ? `${layers.length} layers` : '1 layer';
-  const kindOf = p => (p === length - 1 ? 'new' : isNow(p) ? 'kept' : p >= length ? 'later' : wasKept(p) ? 'leaving'
-    : 'evicted');
+  const evicted = before + 1 - kept, layerText = layers.length > 1 ? `${layers.length} layers` : '1 layer';
+  const kindOf = p => (p === length - 1 ? 'new' : isKept(span, p, length) ? 'kept' : p >= length ? 'later'
+    : isKept(span, p, length - 1) ? 'leaving' : 'evicted');
   const words = {new: 'new', kept: 'kept', later: 'not read yet', leaving: 'evicted now', evicted: 'evicted'};
-  const text = `${layerText} ${layers.length > 1 ? 'see' : 'sees'}${spanText(span).slice(4)}: ${count(kept)} of `
+  const text = `${layerText} (each token ${spanText(span)}): ${count(kept)} of `
     + `${count(length)} positions kept${evicted ? ', 1 evicted now' : ''}`;
   return h('div', {test: 'cache-row', 'data-kept': kept, 'data-layers': layers.join(' ')}, h('p', {}, text),
     h('div.cells', {role: 'img', 'aria-label': text}, pieces.map((piece, p) =>

@@ -1,5 +1,6 @@
 // Model: the whole model as one picture, drawn from its config, with what one token passes through in it.
-import {announce, attempt, bar, bound, button, card, count, droppedTokens, exact, h, latest, norm, parsePaths, percent,
+import {announce, attempt, bar, bound, button, card, count, droppedTokens, exact, exportableElement, h, latest,
+  MAX_LINK_TOKENS, norm, parsePaths, percent,
   post, randomShare, ranked, samplingDistribution, shade, short, slider, softmax, state, table, tagOf, tokenAt,
   vocabulary} from '../core/index.js';
 import {tokenStrip, vectorPicture} from '../widgets/index.js';
@@ -18,7 +19,7 @@ const POSITIONS = {
 export default async function show(page, context) {
   const {signal, opened, info, ids: prompt, pieces} = context, {config} = info;
   const names = await vocabulary(opened, signal), tag = tagOf(`${info.name} ${info.step}`, prompt);
-  let now = null, isFlowing = false, stop = new AbortController();  // ends the pictures of an earlier token
+  let now = null, tokens = null, shownIds = '', isFlowing = false, stop = new AbortController();  // ends the pictures of an earlier token
   // The text with what was generated, the same as in the view Generation. A full context drops its older half.
   function text() {
     const paths = parsePaths(state.text('paths'), tag, info.vocab_size);
@@ -28,9 +29,8 @@ export default async function show(page, context) {
       dropped: all.length - shown.length};
   }
   // The token that is sampled after the text's last one, as in the view Generation.
-  const sampled = ({paths, ids, dropped}, logits) => tokenAt(
-    samplingDistribution(logits, settings(info.vocab_size), {without: paths.rejected}),
-    randomShare(seed(), dropped + ids.length, paths.rejected.size));
+  const sampled = ({ids, dropped}, logits) => tokenAt(samplingDistribution(logits, settings(info.vocab_size)),
+    randomShare(seed(), dropped + ids.length, 0));
   const problem = h('div'), strip = h('div.model-tokens'), picture = h('div.model', {test: 'model'});
   const next = button('Next token', sampleNext, {kind: 'button.main', test: 'next-token',
     title: 'Sample the next token, and follow it through the model'});
@@ -45,7 +45,7 @@ export default async function show(page, context) {
   const element = card('Model', {
     wide: true, about: `How this model predicts the token after the selected one. All numbers are of this token. `
       + `Select a part to open its view. Blue: negative, orange: positive.`,
-    save: {name: 'model', rows: () => rowsOf(now)},
+    save: {name: 'model', figure: Object.assign(picture, {figure: exportableElement(picture)}), rows: () => rowsOf(now)},
   }, h('div.row', {}, next, back, config.n_layer > 1 && layer), problem, strip, picture);
   page.append(element);
   const update = latest(() => attempt(problem, signal, async () => {
@@ -58,14 +58,27 @@ export default async function show(page, context) {
     stop = new AbortController();
     now = {...shown, ...place, found, logits, p: softmax(logits), order: ranked(logits), names, info,
       chosen: ids[place.position + 1] ?? sampled(shown, logits), signal: AbortSignal.any([signal, stop.signal])};
-    back.disabled = !shown.paths.current.length;
-    strip.replaceChildren(tokenStrip({pieces: now.pieces, selected: now.position, signal: now.signal,
-      onSelect: position => state.set({position}), label: 'Tokens', hint: i => `id ${ids[i]} · position ${i}`}));
-    const parts = [inputColumn(now), layersColumn(now), outputColumn(now)];
-    picture.replaceChildren(...parts.map((part, i) => h('div.model-column', {'aria-label': ['Input', 'Layers',
-      'Output'][i], role: 'group'}, part)), cacheStage(now));
+    const generated = shown.paths.current.length;
+    back.disabled = !generated;
+    next.disabled = generated >= MAX_LINK_TOKENS;
+    showTokens();
+    const isLayerFocused = document.activeElement?.dataset.layer !== undefined;
+    picture.replaceChildren(column('Input', inputColumn(now)), column('Layers', layersColumn(now)),
+      column('Output', outputColumn(now)), cacheStage(now));
+    if (isLayerFocused) picture.querySelector(`[data-layer="${place.layer}"]`).focus();
     flow();
   }));
+  // The tokens of the same text stay, with the focus.
+  function showTokens() {
+    const {ids, position} = now;
+    if (String(ids) !== shownIds) {
+      shownIds = String(ids);
+      tokens = tokenStrip({pieces: now.pieces, signal, onSelect: i => state.set({position: i}), label: 'Tokens',
+        hint: i => `id ${ids[i]} · position ${i}`});
+      strip.replaceChildren(tokens);
+    }
+    tokens.select(position);
+  }
   // After "Next token", the parts light up from the token to its probabilities.
   function flow() {
     const parts = [...picture.querySelectorAll('.stage, button.layer-row')];
@@ -125,6 +138,9 @@ function outputColumn({info, names, found, logits, p, order, chosen, ids, positi
       value: ['chosen-p', p[chosen], percent(p[chosen])]}, h('p.big.mono', {test: 'chosen'}, names[chosen])),
   ];
 }
+
+const column = (name, parts) => h('div.model-column', {role: 'group', 'aria-label': name}, parts,
+  name !== 'Input' && h('span.arrow.from-side', {'aria-hidden': 'true'}, '→'));
 
 // The numbers of the picture, one per row.
 function rowsOf({found, position, ids, info, logits, p}) {

@@ -41,7 +41,8 @@ function folded({layer, signal}, norms, most, from, to) {
   const name = `${from}–${to - 1}`;
   return h('button.layer-row.folded', {type: 'button', 'data-layer': name, title: `Layers ${name}, folded: open one`,
     onclick: open({layer: from < layer ? Math.max(from, layer - 2 * NEAR) : Math.min(to - 1, layer + 2 * NEAR)})},
-  h('span', {}, `▸ ${name}`), h('span', {}, `${to - from} layers`), cells('attention adds', 0), cells('feed-forward adds', 1),
+  h('span', {}, `▸ ${name}`), h('span', {}, `${to - from} layers`), cells('attention adds', 0),
+  cells('feed-forward adds', 1),
   exact('stream-after', norms(to - 1)[3], short(norms(to - 1)[3])));
 }
 
@@ -75,7 +76,8 @@ function attentionText(info, layer) {
   return `${config.n_head} heads of width ${info.head_width}`
     + `${shared ? `, in groups that share ${info.kv_heads} key/value heads` : ''}. The layer `
     + `${spanText(spanOf(info, layer))}.${config.position === 'rope' ? ' Queries and keys are rotated by position.' : ''}`
-    + `${config.qk_norm ? ' RMSNorm of queries and keys.' : ''} Cells: attention to each token; the darkest is the head’s largest.`;
+    + `${config.qk_norm ? ' RMSNorm of queries and keys.' : ''} Cells: attention to each token, strongest color: `
+    + 'the head’s largest.';
 }
 
 // One button per head: its attention to each token, and the token with the most.

@@ -2,8 +2,8 @@
 import {colorTable, largest, short} from '../core/index.js';
 import {figure, selectable} from './figure.js';
 
-// values: NaN leaves a cell empty. columns: most cells in a row. limit: the number with the strongest color. describe(i):
-// the lines of a tooltip.
+// values: NaN leaves a cell empty. columns: most cells in a row. limit: the number with the strongest color.
+// describe(i): the lines of a tooltip.
 export function vectorPicture({values, label, scale = 'signed', columns = 64, limit = largest(values.map(Math.abs)),
   describe = i => [`${label}, number ${i}: ${short(values[i])}`], signal, test}) {
   const cols = Math.min(columns, values.length), rows = Math.ceil(values.length / cols);
