@@ -174,8 +174,10 @@ def shows_neurons(page: Any, model: str) -> None:
     assert page.locator(f"{hook('neurons-table')} tbody tr").count() == 12
     assert page.locator(f"{hook('neuron-top')} tbody tr").count() == 10
     page.locator(f"{hook('neurons-table')} [data-neuron]").nth(3).click()
-    page.wait_for_function("new URLSearchParams(location.hash.slice(1)).has('neuron')")
-    page.wait_for_function("document.activeElement.matches('[data-neuron][aria-pressed=true]')")  # the focus stays
+    page.wait_for_function("() => new URLSearchParams(location.hash.slice(1)).has('neuron')")
+    page.wait_for_function(
+        "() => document.activeElement.matches('[data-neuron][aria-pressed=true]')"
+    )  # the focus stays
     page.locator(hook("search")).click()
     page.wait_for_selector(f"{hook('neuron-texts')} mark")
 
