@@ -22,7 +22,7 @@ LESSONS = sorted((ROOT / "lessons").rglob("*.py"))
 
 # Each added line is a cost: remove something before raising this. 0.2.0 had 15,982 lines. Mending every kind of fault
 # added 2,100 (docs/project/robustness.md); figures, exercises and the commands of the book are the rest.
-PYTHON_LINES = 20_260
+PYTHON_LINES = 20_280
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {

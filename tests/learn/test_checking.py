@@ -94,6 +94,26 @@ def test_odd_errors_are_named_in_one_short_line(tmp_path: Path) -> None:
     assert len(reason) < 400
 
 
+def test_answers_that_change_their_arguments_are_graded_by_their_results(tmp_path: Path) -> None:
+    text = "import torch\ndef attention_weights(q, k):\n    q.zero_(), k.zero_()\n    return (q @ k.mT).softmax(-1)\n"
+    text += "def window_average(x, window):\n    old = x.clone()\n    for t in range(len(x)):\n"
+    grades = graded(tmp_path, text + "        x[t] = old[max(0, t - window + 1) : t + 1].mean(0)\n    return x\n")
+    assert grades["attention_weights"] is not None
+    assert grades["window_average"] is None
+
+
+def test_the_files_of_a_student_import_each_other(tmp_path: Path) -> None:
+    (tmp_path / "of_mine.py").write_text("def variance(sigma):\n    return sigma**2\n", encoding="utf-8")
+    text = "from of_mine import variance\ndef variance_of_scores(D, sigma):\n    return variance(sigma)\n"
+    assert graded(tmp_path, text)["variance_of_scores"] is None
+
+
+def test_one_name_of_another_lesson_does_not_add_it(tmp_path: Path) -> None:
+    stub = "def window_average(x, window):\n    raise NotImplementedError\n"
+    grades = graded(tmp_path, RIGHT + stub + "def split_heads(x):\n    return x\nnearest = 3\n")
+    assert set(grades) == set(find_lesson("4").exercises())
+
+
 def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
     path = tmp_path / "answers.py"
     path.write_text(FORK + RIGHT, encoding="utf-8")

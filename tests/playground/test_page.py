@@ -400,7 +400,7 @@ def test_each_part_of_the_model_opens_its_view(page: MonitoredPage, models: dict
         "Token": ("text", {"position": "9"}),
         "Embedding": ("weights", {"table": "embedding", "row": str(ord(TEXT[9]))}),
         "RMSNorm, then attention": ("heads", {"layer": "2", "query": "9"}),
-        "RMSNorm, then feed-forward": ("weights", {"parameter": "blocks.2.feed_forward.up.weight"}),
+        "RMSNorm, then feed-forward": ("neurons", {"layer": "2", "position": "9"}),
         "Residual stream after": ("lens", {"position": "9", "depth": "3"}),
         "Logits and probabilities": ("generation", {}),
     }

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -102,27 +102,32 @@ class LearnCheck(Command):
         if not self.files:
             raise UserError("learn check needs a file of exercises (glassgpt learn check --help)")
         require_json(self.json)
-        from glassgpt.learn.checking import check_file
-
-        results, problems = [], []
-        for path in self.files:
-            try:
-                grades = check_file(path)
-            except UserError as error:  # one file must not keep a class from its grades
-                problems.append(str(error))
-                results.append({"file": str(path), "right": 0, "exercises": 0, "grades": [], "problem": problems[-1]})
-                continue
-            right = sum(grade.reason is None for grade in grades)
-            width = max(len(grade.exercise) for grade in grades)
-            print(f"{path}: {right} of {len(grades)} right")
-            for grade in grades:
-                print(f"  lesson {grade.lesson:<2}  {grade.exercise:<{width}}  {grade.reason or 'right'}")
-            rows = [dataclasses.asdict(grade) for grade in grades]
-            results.append({"file": str(path), "right": right, "exercises": len(grades), "grades": rows})
-        write_json(self.json, {"files": results})
+        results, problems = list[dict[str, Any]](), list[str]()
+        try:
+            for path in self.files:
+                try:
+                    results.append(_graded(path))
+                except UserError as error:  # one file must not keep a class from its grades
+                    problems.append(str(error))
+                    results.append({"file": str(path), "right": 0, "exercises": 0, "grades": [], "problem": str(error)})
+        finally:  # also of the files before an interruption
+            write_json(self.json, {"files": results})
         if problems:
             raise UserError("\n".join(problems))
         return int(any(result["right"] != result["exercises"] for result in results))
+
+
+def _graded(path: Path) -> dict[str, Any]:
+    """Print the grades of a file, and return them for the JSON file."""
+    from glassgpt.learn.checking import check_file
+
+    grades = check_file(path)
+    right, width = sum(grade.reason is None for grade in grades), max(len(grade.exercise) for grade in grades)
+    print(f"{path}: {right} of {len(grades)} right")
+    for grade in grades:
+        print(f"  lesson {grade.lesson:<2}  {grade.exercise:<{width}}  {grade.reason or 'right'}")
+    rows = [dataclasses.asdict(grade) for grade in grades]
+    return {"file": str(path), "right": right, "exercises": len(grades), "grades": rows}
 
 
 def _free_port(wanted: int | None) -> int:

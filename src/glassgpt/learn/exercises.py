@@ -13,6 +13,7 @@ def _(answer):
 
 import ast
 import contextlib
+import copy
 import inspect
 import math
 import textwrap
@@ -52,7 +53,7 @@ class Exercise:
         """Why an answer is wrong; None if it is right."""
         assert self._checker is not None, f"exercise {self.name} has no checker"
         try:
-            self._checker(answer)
+            self._checker(_on_copies(answer))
         except WrongAnswerError as reason:
             return one_line(str(reason), LONGEST_REASON)
         except BaseException as error:  # answers may call sys.exit or raise KeyboardInterrupt
@@ -73,6 +74,15 @@ class Exercise:
 
 
 exercise = Exercise  # the decorator of a reference answer
+
+
+def _on_copies(answer: Answer) -> Answer:
+    """The answer with copies of its arguments: the checker's own stay as they are if the answer works in place."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return answer(*copy.deepcopy(arguments), **copy.deepcopy(keywords))
+
+    return call
 
 
 def expect(condition: object, reason: str) -> None:
