@@ -23,6 +23,7 @@ DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
     "model": ({"layer": "1"}, "light", 1300),
     "text": ({"position": "8"}, "light", 720),
     "heads": ({"layer": "1", "head": "1"}, "light", 1000),
+    "neurons": ({"layer": "1", "neuron": "229", "search": "on"}, "light", 1760),
     "lens": ({}, "dark", 1000),
     "interventions": ({"ablate": "h1.1,f2"}, "light", 1000),
     "generation": ({"temperature": "0.8", "top_p": "0.9"}, "light", 1000),

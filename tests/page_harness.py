@@ -27,7 +27,7 @@ CHROMIUM_PATHS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
-VIEWS = ("model", "text", "heads", "lens", "interventions", "generation", "weights", "training", "compare")
+VIEWS = ("model", "text", "heads", "neurons", "lens", "interventions", "generation", "weights", "training", "compare")
 
 
 def chromium_path(playwright: Any) -> str | None:

@@ -22,7 +22,7 @@ LESSONS = sorted((ROOT / "lessons").rglob("*.py"))
 
 # Each added line is a cost: remove something before raising this. 0.2.0 had 15,982 lines. Mending every kind of fault
 # added 2,100 (docs/project/robustness.md); figures, exercises and the commands of the book are the rest.
-PYTHON_LINES = 19_900
+PYTHON_LINES = 20_280
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {
@@ -63,7 +63,7 @@ def prose_of(path: Path) -> Iterator[str]:
 
 def test_size_of_the_package() -> None:
     assert sum(len(lines_of(path)) for path in SOURCES) <= PYTHON_LINES
-    assert sum(len(lines_of(path)) for path in STATIC) <= 5_390
+    assert sum(len(lines_of(path)) for path in STATIC) <= 5_590
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))

@@ -154,11 +154,11 @@ def _control(name: str, control: Control) -> str:
             f'<option value="{number}"{" selected" if number == control.start else ""}>{html.escape(text)}</option>'
             for number, text in enumerate(control.values)
         )
-        return f'<p class="control">{label} <select id="control-{name}">{"".join(options)}</select></p>'
+        return f'<p class="control">{label} <select id="control-{name}" disabled>{"".join(options)}</select></p>'
     values, start = html.escape(json.dumps(list(control.values))), list(control.values)[control.start]
     return (
         f'<p class="control">{label} <input type="range" id="control-{name}" min="0" max="{len(control.values) - 1}" '
-        f'value="{control.start}" data-values="{values}" aria-valuetext="{start}"> '
+        f'disabled value="{control.start}" data-values="{values}" aria-valuetext="{start}"> '
         f'<output for="control-{name}">{start}</output></p>'
     )
 

@@ -11,6 +11,7 @@ document.addEventListener("DOMContentLoaded", () => {
         for (const variant of result.children) variant.hidden = variant.dataset.value !== control.value;
     };
     control.addEventListener("input", show);
+    control.disabled = false; // without JavaScript, a control shows that it does nothing
     show(); // browsers restore a changed control when a page is loaded again
   }
 });

@@ -89,7 +89,8 @@ def smoothed_gradient(
     included. The rest is the target's. targets (N,) holds ids.
     """
     N, V = logits.shape
-    q = (1 - share) * F.one_hot(targets, V) + share / V
+    onehot = torch.nn.functional.one_hot(targets, V)
+    q = (1 - share) * onehot + share / V
     return (logits.softmax(dim=1) - q) / N
 
 

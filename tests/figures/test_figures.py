@@ -19,6 +19,7 @@ from glassgpt.utils.errors import UserError
 from page_harness import chromium
 
 HOSTILE = "<b>&\"'\x00\x1b\ud800\uffff\n]]> --" + 60 * "x"
+TRIPLE: Any = [1, 2, 3]
 GAPS = [np.nan, np.inf, -np.inf]
 
 
@@ -124,6 +125,31 @@ def test_a_long_curve_is_thinned_and_keeps_its_extremes() -> None:
     assert len(figure.svg) < 15_000
 
 
+def test_extremes_and_gaps_of_a_logarithmic_curve_survive_thinning() -> None:
+    values = np.ones(3000)
+    values[1500:1502] = 1e-6, -5
+    figure = lines({"a": (range(3000), values)}, log_y=True)
+    (path,) = [p for p in parts(figure, "path") if p.get("fill")]
+    shown = axis_values(figure, [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path.attrib["d"])], log=True)
+    np.testing.assert_allclose([shown.min(), shown.max()], [1e-6, 1], rtol=0.05)
+    assert path.attrib["d"].count("M") == 2
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_values_at_the_limits_have_places(log: bool) -> None:
+    assert "nan" not in lines({"a": ([1, 2], [1e-249, 9e249])}, log_y=log, log_x=log).svg
+
+
+def test_names_may_be_numbers_and_a_value_any_array_of_one() -> None:
+    names: list[Any] = [1, 2]
+    curves = [lines({n: ([1], [2]) for n in given}, points=True).svg for given in (names, ["1", "2"])]
+    assert curves[0] == curves[1]
+    assert bars({names[0]: torch.ones(1)}).svg == bars({"1": 1.0}).svg
+    grids = [heatmap_grid(np.ones((1, 1, 2, 2)), rows=given, columns=given).svg for given in (names[:1], ["1"])]
+    assert grids[0] == grids[1]
+    assert tokens(names, [0, 1]).svg == tokens(["1", "2"], [0, 1]).svg
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     values = {"a": 3.0, "b": -1.5, "c": np.nan, "d": 0.75}
     figure = bars(values, form="+.2f")
@@ -188,13 +214,20 @@ def test_tokens_show_texts_and_values() -> None:
     [
         (lambda: lines({"a": ([1, 2, 3], [1, 2])}), "3 xs and 2 ys"),
         (lambda: lines({"a": ([[1]], [[2]])}), r"\(1, 1\)"),
+        (lambda: lines({"a": TRIPLE}), "not 3 values"),
+        (lambda: lines({"a": ([1], [10**400])}), "needs numbers"),
         (lambda: bars({"a": "b"}), "needs numbers"),
+        (lambda: bars({"a": torch.ones(2)}), r"\(2,\)"),
+        (lambda: bars({"a": torch.tensor(1j)}), "complex"),
+        (lambda: heatmap(np.eye(2) * 1j), "complex"),
         (lambda: bars({"a": 1}, form="d d"), "d d"),
         (lambda: heatmap([1, 2, 3]), r"\(3,\)"),
         (lambda: heatmap([[1], [1, 2]]), "needs numbers"),
         (lambda: heatmap(np.eye(2), rows=["a"]), "rows has 1"),
         (lambda: heatmap(np.eye(2), texts=[["a", "b"], ["c"]]), "row 1 of texts has 1"),
         (lambda: heatmap_grid(np.zeros((2, 2, 3, 3)), rows=["a"], columns=["b", "c"]), r"\(1, 2, M, N\)"),
+        (lambda: heatmap_grid(np.zeros((0, 1, 3, 3)), rows=[], columns=["b"]), r"\(R, 1, M, N\)"),
+        (lambda: heatmap_grid(np.zeros((1, 1, 0, 0)), rows=["a"], columns=["b"]), r"\(1, 1, 0, 0\)"),
         (lambda: tokens(["a", "b"], [1]), "2 tokens and 1 values"),
     ],
 )

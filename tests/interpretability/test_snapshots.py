@@ -237,7 +237,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
         ({"metadata": None}, "'snapshot' is missing"),
         ({"metadata": {"snapshot": "{"}}, "Expecting property name"),
         ({"metadata": {"snapshot": "[]"}}, "keys"),
-        ({"metadata": {"snapshot": "[" * 10**5}}, "recursion"),
+        ({"metadata": {"snapshot": "[" * 10**5}}, "nested too deeply"),
         ({"facts": {"step": "12"}}, "step must be a whole number"),
         ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
         ({"facts": {"prompts": [{"ids": [0], "pieces": []}]}}, "1 ids and 0 pieces"),

@@ -57,6 +57,76 @@ def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
 
 
+ODD_ERROR = """
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError
+
+def window_average(x, window):
+    raise Odd
+
+def attention_weights(q, k):
+    raise KeyboardInterrupt("\x1b[2J" + 100_000 * "x")
+"""
+FORK = """
+import os
+
+def window_average(x, window):
+    if os.fork():
+        os.wait()
+    return x
+
+def attention_weights(q, k):
+    if not os.fork():
+        while True:
+            pass
+    return q
+"""
+
+
+def test_odd_errors_are_named_in_one_short_line(tmp_path: Path) -> None:
+    grades = graded(tmp_path, ODD_ERROR + RIGHT)
+    assert grades["window_average"] == "raised Odd in line 7"
+    assert grades["variance_of_scores"] is None
+    reason = grades["attention_weights"] or ""
+    assert reason.startswith("raised KeyboardInterrupt in line 10: ")
+    assert reason.isprintable()
+    assert len(reason) < 400
+
+
+def test_answers_that_change_their_arguments_are_graded_by_their_results(tmp_path: Path) -> None:
+    text = "import torch\ndef attention_weights(q, k):\n    q.zero_(), k.zero_()\n    return (q @ k.mT).softmax(-1)\n"
+    text += "def window_average(x, window):\n    old = x.clone()\n    for t in range(len(x)):\n"
+    grades = graded(tmp_path, text + "        x[t] = old[max(0, t - window + 1) : t + 1].mean(0)\n    return x\n")
+    assert grades["attention_weights"] is not None
+    assert grades["window_average"] is None
+
+
+def test_the_files_of_a_student_import_each_other(tmp_path: Path) -> None:
+    (tmp_path / "of_mine.py").write_text("def variance(sigma):\n    return sigma**2\n", encoding="utf-8")
+    text = "from of_mine import variance\ndef variance_of_scores(D, sigma):\n    return variance(sigma)\n"
+    assert graded(tmp_path, text)["variance_of_scores"] is None
+
+
+def test_one_name_of_another_lesson_does_not_add_it(tmp_path: Path) -> None:
+    stub = "def window_average(x, window):\n    raise NotImplementedError\n"
+    grades = graded(tmp_path, RIGHT + stub + "def split_heads(x):\n    return x\nnearest = 3\n")
+    assert set(grades) == set(find_lesson("4").exercises())
+
+
+def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
+    path = tmp_path / "answers.py"
+    path.write_text(FORK + RIGHT, encoding="utf-8")
+    names = [grade.exercise for grade in check_file(path)]  # although a copy runs for ever
+    assert sorted(names) == sorted(find_lesson("4").exercises())
+
+
+def test_answers_that_write_among_the_grades_are_refused(tmp_path: Path) -> None:
+    noisy = "import os\n" + RIGHT + "for number in range(3, 64):\n    try:\n        os.write(number, b'noise\\n')\n"
+    with pytest.raises(UserError, match=r"answers\.py"):
+        graded(tmp_path, noisy + "    except OSError:\n        pass\n")
+
+
 def test_files_in_the_working_directory_hide_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("numbers.py", "token.py"):

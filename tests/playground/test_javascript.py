@@ -25,6 +25,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_p": 0.7},
     {"temperature": 0.9, "min_p": 0.2},
     {"temperature": 0.1, "top_k": 3},
+    {"temperature": 1e-300, "top_k": 3, "min_p": 0.1},
     {"temperature": 1.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01},
 ]
 

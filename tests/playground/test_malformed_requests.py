@@ -18,6 +18,9 @@ from play_harness import AUTHORIZATION, GPT2_LIKE, IDS, JSON, Client, ServerThre
 ADDRESSES: dict[str, dict[str, Any]] = {
     "attention": {"ids": [1, 2]},
     "head": {"ids": [1, 2], "layer": 0, "head": 0},
+    "neurons": {"ids": [1, 2], "layer": 0, "position": 1},
+    "neuron": {"ids": [1, 2], "layer": 0, "position": 1, "neuron": 3, "k": 2},
+    "neuron_texts": {"ids": [1, 2], "layer": 0, "neuron": 3},
     "lens": {"ids": [1], "start": 0, "stop": 1, "k": 2, "watch": [3]},
     "attribution": {"ids": [1], "position": 0, "token": 3, "against": 4},
     "next": {"ids": [1], "edits": [{"kind": "head", "layer": 0, "head": 0, "by": "zero"}], "source": [4]},

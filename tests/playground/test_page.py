@@ -170,6 +170,18 @@ def shows_heads(page: Any, model: str) -> None:
     assert ("the last 5" in page.locator(hook("span")).inner_text()) == (model == "windowed")
 
 
+def shows_neurons(page: Any, model: str) -> None:
+    assert page.locator(f"{hook('neurons-table')} tbody tr").count() == 12
+    assert page.locator(f"{hook('neuron-top')} tbody tr").count() == 10
+    page.locator(f"{hook('neurons-table')} [data-neuron]").nth(3).click()
+    page.wait_for_function("() => new URLSearchParams(location.hash.slice(1)).has('neuron')")
+    page.wait_for_function(
+        "() => document.activeElement.matches('[data-neuron][aria-pressed=true]')"
+    )  # the focus stays
+    page.locator(hook("search")).click()
+    page.wait_for_selector(f"{hook('neuron-texts')} mark")
+
+
 def shows_lens(page: Any, model: str) -> None:
     assert (
         min(colours(page, name) for name in ("lens-grid", "stream-grid", "attribution-bars", "attribution-heads")) > 3
@@ -388,7 +400,7 @@ def test_each_part_of_the_model_opens_its_view(page: MonitoredPage, models: dict
         "Token": ("text", {"position": "9"}),
         "Embedding": ("weights", {"table": "embedding", "row": str(ord(TEXT[9]))}),
         "RMSNorm, then attention": ("heads", {"layer": "2", "query": "9"}),
-        "RMSNorm, then feed-forward": ("weights", {"parameter": "blocks.2.feed_forward.up.weight"}),
+        "RMSNorm, then feed-forward": ("neurons", {"layer": "2", "position": "9"}),
         "Residual stream after": ("lens", {"position": "9", "depth": "3"}),
         "Logits and probabilities": ("generation", {}),
     }
@@ -536,7 +548,7 @@ def test_back_undoes_a_change_of_view_and_of_model(page: MonitoredPage, models: 
 def test_keys_switch_views_theme_model_and_help(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     for number, view in enumerate(VIEWS, 1):
-        shown.keyboard.press(str(number))
+        shown.keyboard.press(str(number % 10))
         page.ready(view)
     shown.keyboard.press("m")
     assert focused(shown) == "model"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,14 @@ from torch import Tensor
 
 import glassgpt
 from glassgpt.config.schema import SamplingConfig
+from glassgpt.data.training_data import open_training_data
 from glassgpt.generation.generate import sampling_distribution
 from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.interventions import Edit, effects
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens
 from glassgpt.interpretability.snapshots import read_probe, take_probe
 from glassgpt.interpretability.weights import principal_components, tables
-from glassgpt.model.gpt import GPT
+from glassgpt.model.gpt import GPT, Block, SwiGLU
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.run import train
@@ -364,6 +365,104 @@ def test_a_full_context_drops_the_older_half(shown: MonitoredPage, folder: Path)
     assert ids[:-1] == [ord("a")] * (model.config.context_length // 2)
     logits = logits_of(model, ids)[-1]
     close_to_hooks(numbers(shown, "top-logit"), logits.topk(5).values)
+
+
+# --- feed-forward -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("position", "layer", "neuron"), [(3, 0, None), (None, -1, 5)], ids=["strongest", "chosen"])
+def test_neurons_equal_hooks(
+    shown: MonitoredPage, case: Case, position: int | None, layer: int, neuron: int | None
+) -> None:
+    check_neurons(shown, case, position, layer % case.model.config.n_layer, neuron)
+
+
+@pytest.mark.slow
+def test_neurons_are_right_for_every_pair_of_slots(browser: Any, tmp_path: Path) -> None:
+    for number, values in enumerate(AllPairs(list(map(list, SLOTS.values())))):
+        write_run(tmp_path / str(number), dataclasses.asdict(combined(dict(zip(SLOTS, values, strict=True)))))
+    folders = sorted(tmp_path.iterdir())
+    with serving(*folders) as served, monitored_page(browser, served.url) as page:
+        for folder in folders:
+            check_neurons(page, case_of(folder, "the thé"), 6, 1, None)
+
+
+def check_neurons(shown: MonitoredPage, case: Case, position: int | None, layer: int, neuron: int | None) -> None:
+    """Compare values, direct effects and, for a run whose data is not there, the search of the page's text to hooks."""
+    state = {name: x for name, x in (("position", position), ("neuron", neuron)) if x is not None}
+    shown.open("neurons", model=case.name, text=case.text, layer=layer, search="on", **state)
+    t, one = len(case.ids) - 1 if position is None else position, case.seen.layers[layer]
+    post, block = one.mlp_post[0], cast(Block, case.model.blocks[layer])
+    rows, feed_forward, down = shown.csv_of("Neurons"), block.feed_forward, block.feed_forward.down.weight
+    is_gated = isinstance(feed_forward, SwiGLU)
+    with torch.no_grad():
+        x = block.feed_forward_norm(one.resid_mid[0, t])
+        linear = feed_forward.up(x)
+        pre = feed_forward.gate(x) if isinstance(feed_forward, SwiGLU) else linear
+    close_to_hooks(column(rows, "norm added"), post[t].abs() * down.norm(dim=0))
+    expected = {"before SiLU": pre, "gate: after SiLU": F.silu(pre), "value it gates": linear} if is_gated else {
+        "before": pre
+    }  # fmt: skip
+    for name, values in (expected | {"their product" if is_gated else "after": post[t]}).items():
+        close_to_hooks(column(rows, name), values)
+    listed = post[t].abs().argsort(descending=True, stable=True)[:12]  # ReLU: many are 0
+    close_to_hooks(numbers(shown, "neuron-post")[:12], post[t, listed])
+    close_to_hooks(numbers(shown, "neuron-pre")[:12], pre[listed])
+    assert value(shown, "active") == int((post[t] > 0).sum())
+    n = int(listed[0]) if neuron is None else neuron
+    close_to_hooks(column(shown.csv_of("Neuron by token"), "value"), post[:, n])
+    close_to_hooks(value(shown, "neuron-value"), post[t, n])
+    effects = direct_effects(case.model, one=case.seen.layers[-1].resid_post[0, t], w=down[:, n])
+    rows = shown.csv_of("What the neuron writes")
+    top, bottom = (effects.topk(10, largest=largest) for largest in (True, False))
+    assert texts(rows, "id") == [str(i) for i in (*top.indices.tolist(), *bottom.indices.tolist())]
+    close_to_hooks(column(rows, "per unit"), torch.cat([top.values, bottom.values]))
+    close_to_hooks(column(rows, "here"), torch.cat([top.values, bottom.values]) * post[t, n])
+    close_to_hooks(numbers(shown, "top-unit"), top.values)
+    close_to_hooks(numbers(shown, "bottom-here"), bottom.values * post[t, n])
+    hook(shown, "neuron-texts").locator("mark").wait_for()
+    best = 1 + int(post[1:, n].argmax())
+    close_to_hooks(numbers(shown, "text-value"), post[best : best + 1, n])
+    assert hook(shown, "neuron-texts").locator("mark").inner_text() == case.piece(case.ids[best])
+
+
+def direct_effects(model: GPT, one: Tensor, w: Tensor) -> Tensor:
+    """Return head @ norm(w) in float64, with the norm's scale for the stream `one`."""
+    one, w = one.double(), w.detach().double()
+    if model.config.norm == "layernorm":
+        one, w = one - one.mean(), w - w.mean()
+    w = w / (one.square().mean() + model.config.norm_eps).sqrt()
+    weight = dict(model.named_parameters()).get("norm.weight")
+    head = model.head.weight[: model.vocab_size].detach().double()
+    return head @ (w if weight is None else w * weight.detach().double())
+
+
+def test_the_texts_of_a_neuron_are_those_of_the_validation_split(shown: MonitoredPage, trained: Path) -> None:
+    """The listed values are the largest in windows of the split; the search stays for another neuron."""
+    model, tokenizer = glassgpt.load(trained)
+    assert tokenizer is not None
+    config = RunDirectory(trained).read_config()
+    stream = open_training_data(config.data, None, lambda line: None).datasets[0].validation
+    length = min(128, config.model.context_length)
+    count = min(len(stream), 16_384) // length
+    starts = [int(i * (len(stream) - length) / max(1, count - 1)) for i in range(count)]
+    windows = torch.from_numpy(stream.windows(np.array(starts), length))
+    with torch.no_grad(), capture(model) as seen:
+        model.hidden(windows)
+    shown.open("neurons", model=str(trained), text="the quick", layer=1, neuron=3)
+    assert hook(shown, "neuron-texts").locator("li").count() == 0
+    hook(shown, "search").click()
+    for neuron in (3, 8):
+        go(shown, neuron=neuron)
+        done = "document.querySelector('[data-test=search]').hidden"
+        shown.wait(f"document.querySelector('#view').innerText.includes(argument) && {done}", f"neuron {neuron} has")
+        post = seen.layers[1].mlp_post[:, 1:, neuron]
+        top = post.amax(dim=1).topk(min(5, count))
+        close_to_hooks(numbers(shown, "text-value"), top.values)
+        best = [int(windows[row, 1 + int(post[row].argmax())]) for row in top.indices.tolist()]
+        names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in best]
+        assert hook(shown, "neuron-texts").locator("mark").all_inner_texts() == names
+        assert f"{count * length:,} of {count * length:,} tokens" in hook(shown, "search-status").inner_text()
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

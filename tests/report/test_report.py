@@ -46,6 +46,9 @@ def evaluation(step: int, loss: float) -> dict[str, Any]:
     }
 
 
+ENVIRONMENT = {"threads": 1, "data_fingerprint": "ab12"}  # what each has
+
+
 def make_run(folder: Path, records: list[dict[str, Any]]) -> Path:
     folder.mkdir()
     (folder / "config.toml").write_text(TrainConfig(steps=2000).to_toml())
@@ -68,8 +71,8 @@ def run(tmp_path: Path) -> Path:
     (run / "samples.md").write_bytes(
         f"## Step 000000\n\n### Sample 1\n\n    x\n\n## Step 000006\n\n### Sample 1\n\n{sample}\n".encode()
     )
-    environment = {"torch": "2.13.0", "parameters": 811776, "cpu": "</script><i>", "data": {"fingerprint": "ab12"}}
-    (run / "environment.json").write_text(json.dumps(environment))
+    more = {"torch": "2.13.0", "parameters": 811776, "cpu": "</script><i>", "data": {"fingerprint": "ab12"}}
+    (run / "environment.json").write_text(json.dumps(ENVIRONMENT | more))
     (run / "checkpoints" / "000006").mkdir(parents=True)
     return run
 
@@ -369,7 +372,7 @@ def test_a_report_replaces_only_a_report(pair: list[Path], tmp_path: Path, monke
 
 def test_long_fingerprints_are_shortened(pair: list[Path], tmp_path: Path) -> None:
     for run, digit in zip(pair, "ab", strict=True):
-        (run / "environment.json").write_text(json.dumps({"data_fingerprint": digit * 64, "torch": "2.13.0"}))
+        (run / "environment.json").write_text(json.dumps(ENVIRONMENT | {"data_fingerprint": digit * 64}))
     rows = table_rows(write_report(*pair, out=tmp_path / "report.html"))
     assert rows["data fingerprint"] == ["a" * 12 + "…", "b" * 12 + "…"]
     assert "torch" not in rows
@@ -379,7 +382,9 @@ def test_long_fingerprints_are_shortened(pair: list[Path], tmp_path: Path) -> No
 def test_the_page_works_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
     """Runs and axes can be selected, nothing is loaded, and no table is cut off at widths of 390 and 1280 pixels."""
     for run, digit in zip(pair, "ab", strict=True):
-        (run / "environment.json").write_text(json.dumps({"data_fingerprint": digit * 64, "cpu": digit * 60}))
+        (run / "environment.json").write_text(
+            json.dumps(ENVIRONMENT | {"data_fingerprint": digit * 64, "cpu": digit * 60})
+        )
     path = write_report(*pair, out=tmp_path / "report.html")
     messages: list[str] = []
 

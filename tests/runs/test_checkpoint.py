@@ -266,8 +266,13 @@ def test_the_partial_files_of_a_killed_save_are_not_a_checkpoint(checkpoints: Pa
 
 
 def test_checkpoints_are_sorted_by_step(tmp_path: Path) -> None:
-    for name in ("000900", "1000000", "999999", "12", "notes"):
+    """A name that training does not write leads to no checkpoint, or to another one, and an empty directory is none."""
+    wrong = ("12", "notes", "0000500", "٠٠٠٥٠٠", "²²²²²²", "9" * 200)
+    for name in ("000900", "1000000", "999999", *wrong):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    (tmp_path / "999999999").mkdir()
+    (tmp_path / "999999998").touch()
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["000900", "999999", "1000000"]
 
 
@@ -329,7 +334,9 @@ def test_other_errors_of_safetensors_are_raised_unchanged(checkpoints: Path, mon
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
     for step in range(10, 70, 10):
         (tmp_path / f"{step:06d}").mkdir()
-    (tmp_path / ".partial-000070").mkdir()
+        (tmp_path / f"{step:06d}" / "manifest.json").touch()
+    for name in (".partial-000070", "000080"):  # an empty one does not count as the newest
+        (tmp_path / name).mkdir()
     (tmp_path / "notes").mkdir()
     prune_checkpoints(tmp_path, keep, best)
     assert [int(path.name) for path in checkpoint_paths(tmp_path)] == kept

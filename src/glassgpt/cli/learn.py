@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -19,7 +19,7 @@ from glassgpt.cli.options import Command, File, Flag, default, require_json, say
 from glassgpt.config.validation import between
 from glassgpt.utils.browser import open_in_browser
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import os_error_reason, readable
+from glassgpt.utils.files import explain_os_errors, os_error_reason, write_atomic
 
 
 class Learn(Command):
@@ -50,11 +50,10 @@ class Learn(Command):
             from glassgpt.learn.exercises import student_file
 
             text = student_file(f"lesson {lesson.number}, {lesson.title}", lesson.exercises().values())
-            try:
-                with readable(self.exercises), self.exercises.open("x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError:
-                raise UserError(f"{self.exercises} exists; name another file, so that no answers are lost") from None
+            if self.exercises.exists():
+                raise UserError(f"{self.exercises} exists; name another file, so that no answers are lost")
+            with explain_os_errors("write", self.exercises):
+                write_atomic(self.exercises, text)
             print(f"complete {self.exercises}, then: glassgpt learn check {self.exercises}")
             return
         self._open(lesson.path)
@@ -64,18 +63,8 @@ class Learn(Command):
         if importlib.util.find_spec("marimo") is None:
             raise UserError("opening a lesson needs marimo: pip install 'glassgpt[learn]'")
         port, token = _free_port(self.port), secrets.token_urlsafe(16)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "marimo",
-            "--quiet",
-            "run",
-            str(notebook),
-            "--include-code",
-            "--headless",
-        ]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
+        command = [sys.executable, "-P", "-m", "marimo", "--quiet", "run", str(notebook), "--include-code"]
+        command += ["--headless", "--host", "127.0.0.1", "--port", str(port), "--token", "--token-password-file", "-"]
         environment = {**os.environ, "MARIMO_SKIP_UPDATE_CHECK": "1"}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the server ends, too
         server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
@@ -113,27 +102,32 @@ class LearnCheck(Command):
         if not self.files:
             raise UserError("learn check needs a file of exercises (glassgpt learn check --help)")
         require_json(self.json)
-        from glassgpt.learn.checking import check_file
-
-        results, problems = [], []
-        for path in self.files:
-            try:
-                grades = check_file(path)
-            except UserError as error:  # one file must not keep a class from its grades
-                problems.append(str(error))
-                results.append({"file": str(path), "right": 0, "exercises": 0, "grades": [], "problem": problems[-1]})
-                continue
-            right = sum(grade.reason is None for grade in grades)
-            width = max(len(grade.exercise) for grade in grades)
-            print(f"{path}: {right} of {len(grades)} right")
-            for grade in grades:
-                print(f"  lesson {grade.lesson:<2}  {grade.exercise:<{width}}  {grade.reason or 'right'}")
-            rows = [dataclasses.asdict(grade) for grade in grades]
-            results.append({"file": str(path), "right": right, "exercises": len(grades), "grades": rows})
-        write_json(self.json, {"files": results})
+        results, problems = list[dict[str, Any]](), list[str]()
+        try:
+            for path in self.files:
+                try:
+                    results.append(_graded(path))
+                except UserError as error:  # one file must not keep a class from its grades
+                    problems.append(str(error))
+                    results.append({"file": str(path), "right": 0, "exercises": 0, "grades": [], "problem": str(error)})
+        finally:  # also of the files before an interruption
+            write_json(self.json, {"files": results})
         if problems:
             raise UserError("\n".join(problems))
         return int(any(result["right"] != result["exercises"] for result in results))
+
+
+def _graded(path: Path) -> dict[str, Any]:
+    """Print the grades of a file, and return them for the JSON file."""
+    from glassgpt.learn.checking import check_file
+
+    grades = check_file(path)
+    right, width = sum(grade.reason is None for grade in grades), max(len(grade.exercise) for grade in grades)
+    print(f"{path}: {right} of {len(grades)} right")
+    for grade in grades:
+        print(f"  lesson {grade.lesson:<2}  {grade.exercise:<{width}}  {grade.reason or 'right'}")
+    rows = [dataclasses.asdict(grade) for grade in grades]
+    return {"file": str(path), "right": right, "exercises": len(grades), "grades": rows}
 
 
 def _free_port(wanted: int | None) -> int:

@@ -61,22 +61,45 @@ def open_training_data(
     """
     if data.mixture:
         tokenizer = tokenizer or _common_tokenizer(data, log)
-    parts = [dataclasses.replace(data, source=source, mixture={}) for source in data.mixture] or [data]
-    weights = [weight / sum(data.mixture.values()) for weight in data.mixture.values()] or [1.0]
-
-    def opened(directories: Iterable[Path]) -> TrainingData:
-        datasets = tuple(open_dataset(directory, log, check=check) for directory in directories)
-        return TrainingData(datasets, tuple(weights))
-
+    parts = _parts(data)
     if fingerprint is not None:
         found = [find_prepared(part, tokenizer) for part in parts]
-        with suppress(UserError):  # nothing is there, or it is damaged
-            former = opened(directory for directory, _ in found)
-            if former.fingerprint == fingerprint:
-                for name in (part.source for part, (_, is_current) in zip(parts, found, strict=True) if not is_current):
-                    log(f"{name} has changed since the run began; the run uses the dataset that it began with")
-                return former
-    return opened(prepare(part, tokenizer=tokenizer, log=log, check=check) for part in parts)
+        if former := _open_former(data, [directory for directory, _ in found], fingerprint, log, check):
+            for name in (part.source for part, (_, is_current) in zip(parts, found, strict=True) if not is_current):
+                log(f"{name} has changed since the run began; the run uses the dataset that it began with")
+            return former
+    return _open(data, (prepare(part, tokenizer=tokenizer, log=log, check=check) for part in parts), log, check)
+
+
+def find_training_data(data: DataConfig, tokenizer: Tokenizer | None, fingerprint: str) -> TrainingData | None:
+    """The data that a run began with if its datasets are still there. Nothing is prepared, downloaded or verified.
+
+    tokenizer: the model's, for data that was prepared with it; None: the config's.
+    """
+    with suppress(UserError):  # a source does not exist
+        directories = [find_prepared(part, tokenizer)[0] for part in _parts(data)]
+        return _open_former(data, directories, fingerprint, lambda line: None, check=False)
+    return None
+
+
+def _parts(data: DataConfig) -> list[DataConfig]:
+    """The config of each dataset."""
+    return [dataclasses.replace(data, source=source, mixture={}) for source in data.mixture] or [data]
+
+
+def _open(data: DataConfig, directories: Iterable[Path], log: Log, check: bool) -> TrainingData:
+    weights = [weight / sum(data.mixture.values()) for weight in data.mixture.values()] or [1.0]
+    return TrainingData(tuple(open_dataset(each, log, check=check) for each in directories), tuple(weights))
+
+
+def _open_former(
+    data: DataConfig, directories: Iterable[Path], fingerprint: str, log: Log, check: bool
+) -> TrainingData | None:
+    """The datasets in these directories, or None if they are not there, damaged, or not those of the fingerprint."""
+    with suppress(UserError):
+        former = _open(data, directories, log, check)
+        return former if former.fingerprint == fingerprint else None
+    return None
 
 
 def _common_tokenizer(data: DataConfig, log: Log) -> Tokenizer:

@@ -27,7 +27,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        low, high = self._warp(np.array([self.low, self.high])).tolist()
+        low, high = (math.log10(end) if self.log else end for end in (self.low, self.high))  # also beyond `placed`
         places: np.ndarray = self.start + (self._warp(values) - low) / (high - low) * (self.stop - self.start)
         return places
 

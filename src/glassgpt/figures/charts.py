@@ -13,6 +13,7 @@ from glassgpt.figures.svg import (
     Figure,
     drawing,
     element,
+    floats,
     heading,
     label,
     number,
@@ -48,7 +49,7 @@ def lines(
     is not finite, or not above 0 on a log axis, is a gap. Curves of more than 600 values are thinned, and their
     extremes stay. Raises `UserError` if a curve's xs and ys differ in length.
     """
-    data = {name: _pair(name, *pair) for name, pair in series.items()}
+    data = {str(name): _pair(f"{name}", pair, log_x, log_y) for name, pair in series.items()}
     marked = set(data) if points is True else set(points or ())
     styles = _styles(list(data), faint)
     head, top = heading(title)
@@ -71,11 +72,13 @@ def lines(
     return drawing(WIDTH, top + HEIGHT + (44 if x else 24), title or f"Line chart of {', '.join(data)}", *parts)
 
 
-def _pair(name: str, xs: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:
-    xs, ys = vector(xs, f"the xs of {name!r}"), vector(ys, f"the ys of {name!r}")
+def _pair(name: str, pair: tuple[Any, Any], log_x: bool, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
+    if len(pair) != 2:
+        raise UserError(f"the series {name!r} needs a pair (xs, ys), not {len(pair)} values")
+    xs, ys = vector(pair[0], f"the xs of {name!r}"), vector(pair[1], f"the ys of {name!r}")
     if len(xs) != len(ys):
         raise UserError(f"the series {name!r} has {len(xs)} xs and {len(ys)} ys; give as many of both")
-    kept = thinned(placed(ys), MAX_POINTS)
+    kept = thinned(np.where(np.isnan(placed(xs, log_x)), np.nan, placed(ys, log_y)), MAX_POINTS)
     return xs[kept], ys[kept]
 
 
@@ -159,7 +162,7 @@ def bars(values: Mapping[str, Any], *, title: str = "", y: str = "", form: str =
     `y` names the quantity and its unit. If a value is negative, the colours show the signs, as in `heatmap`. A value
     that is not finite has no bar.
     """
-    numbers = {name: float(vector([value], f"the value of {name!r}")[0]) for name, value in values.items()}
+    numbers = {str(name): _number(f"{name}", value) for name, value in values.items()}
     head, top = heading(title)
     top += 18 if y else 0
     finite = placed(np.array([0.0, *numbers.values()]))
@@ -182,3 +185,10 @@ def bars(values: Mapping[str, Any], *, title: str = "", y: str = "", form: str =
     height = top + 22 * len(numbers) + 4
     parts.append(_rule(f"M{number(zero)} {number(top)}V{number(height - 4)}", 0.6))
     return drawing(WIDTH, height, title or y or f"Bars of {', '.join(numbers)}", *parts)
+
+
+def _number(name: str, value: Any) -> float:
+    array = floats(value)
+    if array.size != 1:
+        raise UserError(f"the value of {name!r} must be one number, not of shape {array.shape}")
+    return float(array.item())

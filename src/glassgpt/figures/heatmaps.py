@@ -163,8 +163,9 @@ def heatmap_grid(
     shape.
     """
     data = floats(values)
-    if data.ndim != 4 or data.shape[:2] != (len(rows), len(columns)):
-        wanted = f"({len(rows)}, {len(columns)}, M, N)"
+    rows, columns = _cleaned(rows), _cleaned(columns)
+    if data.ndim != 4 or data.shape[:2] != (len(rows), len(columns)) or not data.size:
+        wanted = f"({len(rows) or 'R'}, {len(columns) or 'C'}, M, N)"
         raise UserError(f"a grid needs values of shape {wanted} for its labels, not {data.shape}")
     strengths, low, high = shares(data, signed=False)
     head, top = heading(title)

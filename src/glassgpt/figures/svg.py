@@ -132,13 +132,15 @@ def shortened(text: str, width: float, size: float = SIZE) -> str:
 
 def floats(values: Any) -> np.ndarray:
     """Values as float64: of a NumPy array, a PyTorch tensor of any dtype and device, or nested lists."""
+    if "complex" in str(getattr(values, "dtype", "")):  # otherwise only the real part would be drawn
+        raise UserError("a figure needs real numbers, not complex ones: use abs(), or real and imag")
     if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16, MPS no float64
         values = values.detach().cpu().double()
     elif isinstance(values, list | tuple):
         values = [floats(v) if hasattr(v, "detach") or isinstance(v, list | tuple) else v for v in values]
     try:
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"a figure needs numbers: {error}") from None
 
 

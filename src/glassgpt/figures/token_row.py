@@ -22,7 +22,7 @@ def tokens(texts: Sequence[str], values: Any, *, title: str = "", signed: bool =
         raise UserError(f"there are {len(texts)} tokens and {len(numbers)} values; give one value per token")
     strengths, _, _ = shares(numbers, signed)
     triples = zip(texts, numbers.tolist(), strengths.tolist(), strict=True)
-    items = "".join(_token(visible(text), value, strength, form) for text, value, strength in triples)
+    items = "".join(_token(visible(str(text)), value, strength, form) for text, value, strength in triples)
     head = f'<div style="font-weight:bold;font-size:15px;margin-bottom:4px">{text_of(title)}</div>' if title else ""
     row = f'<div style="display:flex;flex-wrap:wrap;gap:3px 2px">{items}</div>'
     style = f"font-family:{FONT};font-size:{SIZE}px;line-height:1.3"

@@ -26,7 +26,7 @@ from glassgpt.runs.checkpoint import read_tensors_and_metadata, tensor_file
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, read_file, write_atomic
+from glassgpt.utils.files import explain_os_errors, own_file, parse_json, read_file, write_atomic
 from glassgpt.utils.formatting import escape_token
 
 PREDICTED = 3  # ids that a snapshot keeps per depth and token
@@ -128,9 +128,9 @@ def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
 
 def read_probe(path: Path) -> ProbeSnapshot:
     """Read a snapshot. Raises `UserError` with the path if it is damaged, `FileNotFoundError` if it is missing."""
-    content, (stored, metadata) = read_file(path), read_tensors_and_metadata(path)
+    content, (stored, metadata) = read_file(own_file(path)), read_tensors_and_metadata(path)
     try:
-        values = dict(json.loads(metadata["snapshot"]))
+        values = dict(parse_json(metadata["snapshot"], "its metadata"))
         sha256 = str(values.pop("sha256", ""))  # version 0.2 wrote none
         if values.keys() != {"step", "prompts", "kinds", "samples"}:
             raise ValueError("it has other keys")
@@ -140,6 +140,6 @@ def read_probe(path: Path) -> ProbeSnapshot:
         names = [f"{name}.{i}" for i in range(len(prompts)) for name in _DTYPES]
         tensors = {name: stored[name] for name in names} | {"head_scores": stored["head_kinds"]}
         return ProbeSnapshot(values["step"], prompts, values["kinds"], values["samples"], tensors)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is not a complete probe snapshot: {problem}") from None

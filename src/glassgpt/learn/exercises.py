@@ -12,6 +12,8 @@ def _(answer):
 """
 
 import ast
+import contextlib
+import copy
 import inspect
 import math
 import textwrap
@@ -21,6 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from glassgpt.utils.formatting import one_line
+
+LONGEST_REASON = 300  # characters
 Answer = Callable[..., Any]
 
 
@@ -48,13 +53,13 @@ class Exercise:
         """Why an answer is wrong; None if it is right."""
         assert self._checker is not None, f"exercise {self.name} has no checker"
         try:
-            self._checker(answer)
+            self._checker(_on_copies(answer))
         except WrongAnswerError as reason:
-            return str(reason)
-        except (Exception, SystemExit) as error:
+            return one_line(str(reason), LONGEST_REASON)
+        except BaseException as error:  # answers may call sys.exit or raise KeyboardInterrupt
             if type(error) is NotImplementedError and not error.args:  # of the stub; torch's have a text
                 return "not answered yet"
-            return f"raised {type(error).__name__}{_line_of(error, answer)}: {str(error).partition(chr(10))[0]}"
+            return f"raised {type(error).__name__}{_line_of(error, answer)}{message_of(error)}"
         return None
 
     @property
@@ -69,6 +74,15 @@ class Exercise:
 
 
 exercise = Exercise  # the decorator of a reference answer
+
+
+def _on_copies(answer: Answer) -> Answer:
+    """The answer with copies of its arguments: the checker's own stay as they are if the answer works in place."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return answer(*copy.deepcopy(arguments), **copy.deepcopy(keywords))
+
+    return call
 
 
 def expect(condition: object, reason: str) -> None:
@@ -108,6 +122,13 @@ def expect_none_of(result: Any, mistakes: Mapping[str, Any]) -> None:
         except WrongAnswerError:
             continue
         raise WrongAnswerError(reason)
+
+
+def message_of(error: BaseException) -> str:
+    """ ": " and the first line of a student's error; nothing if it has none or cannot be shown."""
+    with contextlib.suppress(BaseException):  # __str__ may be the student's, too
+        return f": {one_line(str(error).partition(chr(10))[0], LONGEST_REASON)}".removesuffix(": ")
+    return ""
 
 
 def student_file(title: str, exercises: Iterable[Exercise]) -> str:

@@ -1,5 +1,6 @@
 """What a run has written so far (`history`) and what it writes from then on (`Follower`). This module only reads."""
 
+import itertools
 import re
 from array import array
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ COLUMNS = tuple("step loss lr grad_norm tokens_per_second memory_bytes peak_shar
 SMOOTHED = ("loss", "grad_norm", "tokens_per_second")  # these columns also have a smoothed version, `NAME_mean`
 MAX_ROWS = 3000  # most training steps in a history: about two per pixel
 MAX_BYTES = 1 << 20  # bytes of metrics per poll; the rest comes with the next one
+MAX_SAMPLES_BYTES = 1 << 28  # of samples in a history; the rest comes with the polls, too
 START = "0-0-0-0"  # the cursor of a run's first record
 _CURSOR = re.compile(r"([0-9]{1,15})-([0-9]{1,10})-([0-9]{1,15})-([0-9]{1,10})")
 
@@ -40,8 +42,8 @@ class Follower:
         self.metrics = FollowedFile(run.metrics_path, LINE, *numbers[:2])
         self.samples = FollowedFile(run.samples_path, SECTION, *numbers[2:])
         if cursor is None:
-            self.metrics.read()
-            self.samples.read()
+            self.metrics.skip_to_end()
+            self.samples.skip_to_end()
 
     @property
     def cursor(self) -> str:
@@ -50,8 +52,11 @@ class Follower:
     def poll(self) -> Iterator[tuple[str, Any]]:
         """Names and values of the new events, `status` first. The first poll sends status and lists in any case."""
         yield from self._if_changed("status", {**self._run.read_status(), "state": self._run.state})
-        # The second read is for a line that is longer than the limit.
-        metrics, samples = self.metrics.read(MAX_BYTES) or self.metrics.read(), self.samples.read()
+        try:
+            metrics, samples = self.metrics.read(MAX_BYTES), self.samples.read()
+        except UserError:  # a pipe or a link took the place of a file: the history, which the page reads next, says so
+            yield from self._if_changed("reset", {})
+            return
         if metrics is None or samples is None:  # the run was cut back or replaced
             at_end = Follower(self._run)
             self.metrics, self.samples = at_end.metrics, at_end.samples
@@ -79,7 +84,7 @@ def history(run: RunDirectory) -> dict[str, Any]:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
     follower = Follower(run, START)
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
-    for record in parse_metrics(follower.metrics.read() or b""):
+    for record in itertools.chain.from_iterable(map(parse_metrics, follower.metrics.pieces())):
         if "val_loss" in record:
             evaluations.append(record)
         elif "loss" in record:
@@ -93,7 +98,7 @@ def history(run: RunDirectory) -> dict[str, Any]:
         "status": {**run.read_status(), "state": run.state},
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
         "evaluations": evaluations,
-        "samples": parse_samples(follower.samples.read() or b""),
+        "samples": parse_samples(b"".join(follower.samples.pieces(MAX_SAMPLES_BYTES))),
         "snapshots": run.probed_steps,
         "checkpoints": list(kept_checkpoints(run)),
         "cursor": follower.cursor,

@@ -12,15 +12,17 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from glassgpt.config.schema import TrainConfig
 from glassgpt.interop.references import find_model, load_model
 from glassgpt.interpretability.capture import ActivationCache
+from glassgpt.interpretability.neurons import NeuronSearch
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.security import BusyError
 from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths
@@ -74,10 +76,11 @@ def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
 
 
 def best_step(kept: dict[int, Path]) -> int | None:
-    """The step with the lowest validation loss according to the newest checkpoint, if it is still kept."""
-    with suppress(UserError, FileNotFoundError):
-        best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
-        return best if best in kept else None
+    """The step with the lowest validation loss according to the newest readable checkpoint, if it is still kept."""
+    for step in sorted(kept, reverse=True):
+        with suppress(UserError, FileNotFoundError):
+            best = Checkpoint(kept[step]).state.best_step
+            return best if best in kept else None
     return None
 
 
@@ -174,6 +177,9 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     load_seconds: float
     captures: CaptureCache
+    config: TrainConfig | None = None  # of its run
+    data_fingerprint: str | None = None  # of the data that the run began with
+    searches: dict[Hashable, NeuronSearch] = field(default_factory=dict)  # by what was searched; for one thread
 
     @property
     def vocab_size(self) -> int:
@@ -228,7 +234,9 @@ class ModelPool:
             reference = entry.reference if entry.run is None or step is None else f"{entry.run.path}@{step}"
             loaded = load_model(reference, self.device)
             seconds = time.perf_counter() - begin
-            return LoadedModel(entry.reference, step, loaded.model, loaded.tokenizer, seconds, self._captures)
+            fingerprint = None if loaded.state is None else loaded.state.data_fingerprint
+            own = (entry.reference, step, loaded.model, loaded.tokenizer, seconds, self._captures)
+            return LoadedModel(*own, loaded.config, fingerprint)
 
         def forget_failure(loading: "asyncio.Future[LoadedModel]") -> None:
             failed = loading.cancelled() or loading.exception() is not None

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
@@ -25,16 +25,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from glassgpt.playground import event_stream, handlers, schemas
+from glassgpt.playground import event_stream, handlers, neurons, schemas
 from glassgpt.playground.handlers import Answer
-from glassgpt.playground.model_pool import LoadedModel, ModelPool
+from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.security import AccessPolicy, Compression, guarded, read_body, with_security_headers
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import NO_THREADS, UserError, is_out_of_memory, is_out_of_threads
 from glassgpt.utils.files import json_text
 
 T = TypeVar("T")
-M = TypeVar("M", bound=schemas.ModelRequest)
 
 MAX_ERROR = 400  # characters of an error's text, which may quote the request
 MAX_FOLLOWERS = 16  # event streams at once: one more ends the oldest, whose page reconnects
@@ -48,8 +47,14 @@ HANDLERS: dict[str, Callable[..., Answer]] = {
     "next": handlers.next_logits, "head_scores": handlers.score_heads,
     "map": handlers.table_map, "near": handlers.neighbours,
     "weight": handlers.weight, "spectrum": handlers.spectrum, "gradients": handlers.gradients,
+    "neurons": neurons.neurons, "neuron": neurons.neuron,
 }  # fmt: skip
 """POST /api/NAME: the function that answers it."""
+STREAMS: dict[str, Callable[..., Generator[dict[str, Any]]]] = {
+    "write": handlers.generate_text,
+    "neuron_texts": neurons.neuron_texts,
+}
+"""POST /api/NAME: the generator whose objects are the lines of the answer."""
 
 
 class PageFiles(StaticFiles):
@@ -100,8 +105,9 @@ class Api:
     def app(self) -> ASGIApp:
         """The whole application, access control included."""
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
-        post = {"write": self._write, "login": self._login}
+        post = {"login": self._login}
         post |= {name: functools.partial(self._compute, handler) for name, handler in HANDLERS.items()}
+        post |= {name: functools.partial(self._stream, handler) for name, handler in STREAMS.items()}
         methods, files = (("GET", get), ("POST", post)), page_files()
         api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
         routes = [
@@ -130,21 +136,20 @@ class Api:
         return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
     async def _compute(self, handler: Callable[..., Answer], request: Request) -> Response:
-        body, loaded = await self._read(schemas.schema_of(handler), request)
-        values = {"loaded": loaded, "request": body, **vars(body)}
-        arguments = {name: values[name] for name in inspect.signature(handler).parameters}
+        arguments = await self._arguments(handler, request)
         return _response(await unless_gone(request, self._pool.compute(lambda: handler(**arguments))))
 
-    async def _write(self, request: Request) -> Response:
-        body, loaded = await self._read(schemas.GenerateRequest, request)
-        parts = self._pool.stream(handlers.generate_text(loaded, body))
+    async def _stream(self, handler: Callable[..., Generator[dict[str, Any]]], request: Request) -> Response:
+        parts = self._pool.stream(handler(**await self._arguments(handler, request)))
         first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
         return StreamingResponse(_json_lines(request, first, parts), media_type="application/x-ndjson")
 
-    async def _read(self, schema: type[M], request: Request) -> tuple[M, LoadedModel]:
-        """The request's body and the model that it names."""
-        body = await asyncio.to_thread(schemas.parse_body, schema, await read_body(request))
-        return body, await unless_gone(request, self._pool.get(body.model, body.step))
+    async def _arguments(self, handler: Callable[..., Any], request: Request) -> dict[str, Any]:
+        """A handler's arguments: the fields of the request's body, and the model that it names."""
+        body = await asyncio.to_thread(schemas.parse_body, schemas.schema_of(handler), await read_body(request))
+        loaded = await unless_gone(request, self._pool.get(body.model, body.step))
+        values = {"loaded": loaded, "request": body, **vars(body)}
+        return {name: values[name] for name in inspect.signature(handler).parameters}
 
     def _run(self, request: Request, *names: str, optional: str = "") -> RunDirectory:
         """The run whose number is the parameter `model`. Raises `UserError` unless the others are there as numbers."""

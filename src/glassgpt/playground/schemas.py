@@ -64,9 +64,9 @@ R = TypeVar("R", bound=StrictConfig)
 
 @functools.cache
 def schema_of(handler: Callable[..., Any]) -> type[ModelRequest]:
-    """The schema of a handler's body: its parameters, in which `request` stands for the fields of `CaptureRequest`."""
+    """The schema of a handler's body: its parameters, in which `request` stands for the fields of its annotation."""
     parameters = inspect.signature(handler).parameters
-    base = CaptureRequest if "request" in parameters else ModelRequest
+    base = parameters["request"].annotation if "request" in parameters else ModelRequest
     own = [parameter for name, parameter in parameters.items() if name not in ("loaded", "request")]
     fields = [(p.name, p.annotation) if p.default is p.empty else (p.name, p.annotation, p.default) for p in own]
     return make_dataclass(f"{handler.__name__}_body", fields, bases=(base,), frozen=True, kw_only=True)

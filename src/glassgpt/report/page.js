@@ -26,7 +26,8 @@ function trace(t, isReference) {
   const dots = style === 'points' || (!isReference && y.length < 30);  // a line through one point cannot be seen
   const dash = isReference ? 'dot' : DASHES[Math.floor(number / COLORS) % DASHES.length];
   return {
-    name, x: divisor === 1 ? places : places.map(x => x === null ? null : x / divisor), y, type: 'scatter',
+    // Plotly reads some tags as markup, and a run is named after its directory.
+    name: name.replaceAll('&', '&amp;').replaceAll('<', '&lt;'), x: divisor === 1 ? places : places.map(x => x === null ? null : x / divisor), y, type: 'scatter',
     mode: dots ? 'lines+markers' : 'lines', opacity: style === 'faint' ? 0.45 : 1,
     line: {color, width: style === 'faint' ? 1 : 1.8, dash},
     marker: {color, size: y.length > 40 ? 4 : 6, symbol: t.color === null || isReference ? 'circle' : SYMBOLS[number % COLORS]}, cliponaxis: false,

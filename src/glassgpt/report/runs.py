@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.metrics import Metrics, Record, number_in, read_metrics, read_samples
-from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.runs.run_directory import RunDirectory, step_paths
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, parse_json, parse_toml, read_file
+from glassgpt.utils.files import explain_os_errors, own_file, parse_toml, read_file
 
 MAX_POINTS = 5000  # of a series: about two per pixel on the widest screens, and a page of a few MB for any run
 
@@ -51,9 +52,10 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
     config_text, environment, config = read_text(run.config_path), {}, {}
-    with contextlib.suppress(ValueError, TypeError):  # still being written
-        environment = dict(parse_json(read_text(run.environment_path), str(run.environment_path)))
+    with contextlib.suppress(UserError):  # missing or damaged
+        environment = run.read_environment()
     with contextlib.suppress(UserError):
+        TrainConfig.from_toml(config_text, str(run.config_path))  # checks all types
         config = parse_toml(config_text, str(run.config_path))
     return RunRecords(
         **vars(read_metrics(run.metrics_path)),
@@ -62,14 +64,14 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
         config=config,
         environment=environment,
         samples=read_samples(run.samples_path),
-        checkpoints=sorted((path.name for path in run.checkpoints.glob("*") if path.name.isdigit()), key=int),
+        checkpoints=[path.name for path in step_paths(run.checkpoints)],
     )
 
 
 def read_text(path: Path) -> str:
     """A file's text; empty if it does not exist yet, or not any more."""
     with explain_os_errors("read", path), contextlib.suppress(FileNotFoundError):
-        return read_file(path).decode(errors="replace")
+        return read_file(own_file(path)).decode(errors="replace")
     return ""
 
 

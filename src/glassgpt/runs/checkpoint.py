@@ -31,6 +31,7 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.config.validation import Count, NotNegative, StrictConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.runs.environment import ENVIRONMENT_FILE, read_environment
+from glassgpt.runs.run_directory import STEP_NAME, step_paths
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import (
@@ -48,7 +49,6 @@ from glassgpt.utils.files import (
 OPTIMIZER_FILE = "optimizer.safetensors"
 LOGS_FILE = "logs.json"
 _FILES = {"model.safetensors", OPTIMIZER_FILE, "config.toml", "tokenizer.json", "state.json"}
-_STEP_NAME = re.compile(r"\d{6,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Checkpoint:
             values = read_object(self.path / "state.json")
             values["val_loss"] = finite(values.get("val_loss"))  # version 0.2 wrote NaN
             state = TrainingState.from_dict(values)
-            if _STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
+            if STEP_NAME.fullmatch(self.path.name) and int(self.path.name) != state.step:
                 raise UserError(f"it is of step {state.step}; rename the checkpoint to {state.step:06d}")
         run = self.path.absolute().parent.parent
         try:
@@ -224,9 +224,9 @@ def save_checkpoint(
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:
-    """The checkpoint directories in order of their steps."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return sorted((path for path in paths if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
+    """The checkpoint directories in order of their steps, damaged ones included, but not an empty directory."""
+    marks = ("manifest.json", "model.safetensors")
+    return [path for path in step_paths(directory) if any((path / name).exists() for name in marks)]
 
 
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:

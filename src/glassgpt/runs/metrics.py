@@ -22,12 +22,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from glassgpt.utils.files import explain_os_errors, finite, unused_path, write_atomic
+from glassgpt.utils.files import (
+    explain_os_errors,
+    finite,
+    open_regular,
+    own_file,
+    read_file,
+    require_flat,
+    unused_path,
+    write_atomic,
+)
 
 Record = dict[str, Any]
 
 EDITED_PREFIX = "edited-"  # of the copy of a log that was edited by hand
 LINE, SECTION = b"\n", b"\n## Step "
+MOST_LOG_BYTES = 1 << 31  # of a log that is shown: six million updates
+MOST_RECORD_BYTES = 1 << 24  # a longer line of metrics is damaged, and a longer section of samples is not followed
+_TABLES = ("grad_norms", "weight_norms", "val_losses")  # numbers by the name of a parameter group or of a text
+_NUMBERS = frozenset(
+    "loss lr grad_norm seconds tokens_per_second tokens_seen peak_share memory_bytes hellaswag_acc hellaswag_acc_norm "
+    "hellaswag_items".split()
+)
 _CHECKED_BYTES = 256
 _RECORD_START = '{"step": '  # of each line that training writes
 _SAMPLES_STARTS = ("    ", "## Step ", "### Sample ")
@@ -77,17 +93,25 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes, Record | None]]:
 
 
 def _record(line: bytes) -> Record | None:
-    """The record, or None if the line is not an object with an integer step and losses that are numbers or null."""
+    """The record, or None if the line is not an object with a step, or has a value of a type that is never written.
+
+    The page and the report compute with all known values. Unknown ones are kept as they are.
+    """
+    if len(line) > MOST_RECORD_BYTES:
+        return None
     try:  # integers that do not fit into a float stay strings
         record = json.loads(line, parse_constant=lambda _: None, parse_int=lambda s: int(s) if len(s) < 300 else s)
+        require_flat(record)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    if not isinstance(record, dict) or type(step := record.get("step")) is not int or not 0 <= step <= 10**15:
         return None
-    values = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
-    # A mixture has the losses of its texts as well.
-    losses = itertools.chain(*(value.values() if isinstance(value, dict) else [value] for value in values))
-    return record if all(value is None or type(value) in (int, float) for value in losses) else None
+    tables = [value for key in _TABLES if (value := record.get(key)) is not None]
+    if not all(isinstance(table, dict) for table in tables):
+        return None
+    values = [v for k, v in record.items() if k in _NUMBERS or (k.startswith("val_") and k not in _TABLES)]
+    numbers = itertools.chain(values, *(table.values() for table in tables))
+    return record if all(value is None or type(value) in (int, float) for value in numbers) else None
 
 
 def number_in(record: Record, key: str) -> float:
@@ -108,7 +132,7 @@ class Metrics:
 def read_metrics(source: Path | bytes) -> Metrics:
     """Read a `metrics.jsonl` (empty if it does not exist), or data from it. Records with neither loss are left out."""
     metrics = Metrics([], [], [])
-    for number, _, record in _lines(_content(source)):
+    for number, _, record in _lines(_content(source, MOST_LOG_BYTES)):
         if record is None:
             metrics.damaged.append(number)
         elif "val_loss" in record:
@@ -118,11 +142,12 @@ def read_metrics(source: Path | bytes) -> Metrics:
     return metrics
 
 
-def _content(source: Path | bytes) -> bytes:
+def _content(source: Path | bytes, most: int = 1 << 60) -> bytes:
     if isinstance(source, bytes):
         return source
-    with explain_os_errors("read", source):
-        return source.read_bytes() if source.is_file() else b""
+    with explain_os_errors("read", source), suppress(FileNotFoundError, IsADirectoryError):
+        return read_file(own_file(source), most)
+    return b""
 
 
 def mark_of(source: Path | bytes) -> str:
@@ -182,7 +207,7 @@ def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
 def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
     """The steps and texts of a `samples.md` (none if it does not exist), or of data from it."""
     found = []
-    for section in _SECTION.finditer(_content(source).decode(errors="replace")):
+    for section in _SECTION.finditer(_content(source, MOST_LOG_BYTES).decode(errors="replace")):
         texts = (re.sub(r"^    ", "", body, flags=re.MULTILINE) for body in re.findall(_SAMPLE, section[0]))
         found.append((int(section[1]), [text.removesuffix("\n") for text in texts]))
     return found
@@ -209,22 +234,46 @@ class FollowedFile:
     offset: int = 0
     checksum: int = 0
 
-    def read(self, limit: int | None = None) -> bytes | None:
-        """At most `limit` bytes appended since the last read, as far as complete; None if earlier bytes changed."""
+    def read(self, limit: int = MOST_RECORD_BYTES) -> bytes | None:
+        """About `limit` bytes appended since the last read, as far as complete; None if earlier bytes changed.
+
+        A record longer than `limit` is read whole, but one of more than `MOST_RECORD_BYTES` is skipped. Raises
+        `UserError` if the file is not a regular one, or a link out of its directory.
+        """
+        data = self._read(limit, skips=limit >= MOST_RECORD_BYTES)
+        return self._read(MOST_RECORD_BYTES, skips=True) if data == b"" and limit < MOST_RECORD_BYTES else data
+
+    def _read(self, limit: int, skips: bool) -> bytes | None:
         start = max(0, self.offset - _CHECKED_BYTES)
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(own_file(self.path)) as file:
                 file.seek(start)
-                data = file.read(-1 if limit is None else self.offset - start + limit)
+                data = file.read(self.offset - start + limit)
         except OSError:
             data = b""
         before, data = data[: self.offset - start], data[self.offset - start :]
         if len(before) < self.offset - start or zlib.crc32(before) != self.checksum:
             return None
-        if not data.endswith(b"\n"):
-            data = data[: data.rfind(self.separator) + 1]
-        self.offset, self.checksum = self.offset + len(data), zlib.crc32((before + data)[-_CHECKED_BYTES:])
-        return data
+        is_cut = len(data) == limit  # perhaps inside a record
+        complete = data if data.endswith(b"\n") and not is_cut else data[: data.rfind(self.separator) + 1]
+        read = data if is_cut and skips and not complete else complete
+        self.offset, self.checksum = self.offset + len(read), zlib.crc32((before + read)[-_CHECKED_BYTES:])
+        return complete
+
+    def pieces(self, most: int = MOST_LOG_BYTES) -> Iterator[bytes]:
+        """Yield what was appended since the last read, piece by piece, up to about `most` bytes."""
+        end = self.offset + most
+        while self.offset < end and (piece := self.read()):
+            yield piece
+
+    def skip_to_end(self) -> None:
+        """Continue after the last complete record, of which at most the last `MOST_RECORD_BYTES` are read."""
+        with suppress(OSError):
+            self.offset = max(0, self.path.stat().st_size - MOST_RECORD_BYTES // 2)
+            with open_regular(own_file(self.path)) as file:
+                file.seek(max(0, self.offset - _CHECKED_BYTES))
+                self.checksum = zlib.crc32(file.read(min(self.offset, _CHECKED_BYTES)))
+        self.read()
 
     @property
     def cursor(self) -> str:

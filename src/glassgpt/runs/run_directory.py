@@ -32,6 +32,7 @@ from glassgpt.utils.files import (
     PARTIAL_PREFIX,
     decoded,
     explain_os_errors,
+    own_file,
     read_file,
     read_object,
     remove_partials,
@@ -39,7 +40,10 @@ from glassgpt.utils.files import (
     write_atomic,
 )
 
-_SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
+# How training names a step. Other names (`0000500`, `٠٠٠٥٠٠`, 200 digits) lead to another path, or to none.
+STEP_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,14}")
+# The types of what a status holds, and the page shows; values of another type are left out.
+_STATUS = {"step": int, "steps": int, "processes": int, "pid": int, "host": str, "error": str, "time": str}
 # Files that hold an update whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
 _FILES = ("config.toml", "environment.json", "status.json", "metrics.jsonl", "samples.md")
@@ -47,6 +51,13 @@ _FOLDERS = ("checkpoints", "probes", "tensorboard", "wandb")
 # Files of a start that was killed before it wrote the config.
 _BEGUN = (".lock", "environment.json", "status.json")
 State = Literal["running", "preempted", "interrupted", "failed", "finished"]
+
+
+def step_paths(directory: Path, suffix: str = "") -> list[Path]:
+    """The entries of a directory that are named by a step and end in `suffix`, in order of the steps."""
+    paths = [path for path in directory.iterdir() if path.name.endswith(suffix)] if directory.is_dir() else []
+    steps = {int(name): path for path in paths if STEP_NAME.fullmatch(name := path.name.removesuffix(suffix))}
+    return [steps[step] for step in sorted(steps)]
 
 
 class RunDirectory:
@@ -80,8 +91,7 @@ class RunDirectory:
     @property
     def probed_steps(self) -> list[int]:
         """The steps that have a snapshot, in order."""
-        paths = self.probes.iterdir() if self.probes.is_dir() else ()
-        return sorted(int(path.stem) for path in paths if _SNAPSHOT_NAME.fullmatch(path.name))
+        return [int(path.stem) for path in step_paths(self.probes, ".safetensors") if path.is_file()]
 
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
@@ -181,14 +191,14 @@ class RunDirectory:
         path, origin = self.config_path, str(self.config_path)
         with explain_os_errors("read", path):
             try:
-                return TrainConfig.from_toml(decoded(read_file(path), origin), origin)
+                return TrainConfig.from_toml(decoded(read_file(own_file(path)), origin), origin)
             except UserError as error:
                 raise UserError(f"{error}{self._copy_of_config()}") from None
 
     def _copy_of_config(self) -> str:
         """Where a checkpoint has a copy of the config, as the end of an error; empty without one."""
-        copies = [path for path in self.checkpoints.glob("*/config.toml") if path.parent.name.isdecimal()]
-        newest = max(copies, key=lambda path: int(path.parent.name), default=None)
+        copies = [path / "config.toml" for path in step_paths(self.checkpoints) if (path / "config.toml").is_file()]
+        newest = copies[-1] if copies else None
         command = shlex.join(["cp", str(newest), str(self.config_path)])
         return "" if newest is None else f"\nthe newest checkpoint has a copy: {command}"
 
@@ -207,7 +217,8 @@ class RunDirectory:
     def read_status(self) -> dict[str, Any]:
         """What `write_status` wrote last; empty if it cannot be read."""
         with suppress(UserError):
-            return read_object(self.status_path)
+            status = read_object(own_file(self.status_path))
+            return {name: value for name, value in status.items() if type(value) is _STATUS.get(name, type(value))}
         return {}
 
     @property

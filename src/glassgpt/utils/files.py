@@ -101,12 +101,23 @@ def open_regular(path: Path | str) -> BufferedReader:
     raise UserError(f"{path} is a named pipe or a device, not a regular file; copy its content to a file first")
 
 
+def own_file(path: Path) -> Path:
+    """The path of a file in a directory that may come from others. Raises `UserError` for a link out of it.
+
+    The page and the report would show the content of any file of this machine: a link is resolved, whatever is there.
+    """
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
+        raise UserError(f"{path} is a link to a place outside of its directory; put a copy of the file there")
+    return path
+
+
 def read_file(path: Path | str, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file, or of a pipe of the shell's. Raises `UserError` for others and too many bytes."""
     is_from_shell = str(path).startswith(_SHELL_PIPES) and Path(path).is_fifo()
     with open(path, "rb") if is_from_shell else open_regular(path) as file:
-        content = file.read(most + 1) or b""  # a file of the kernel that has nothing now gives None
-    if len(content) > most:
+        size = os.fstat(file.fileno()).st_size  # 0 for pipes and files of the kernel
+        content = b"" if size > most else file.read(min(most, max(size, MOST_BYTES)) + 1) or b""  # or None: nothing now
+    if max(size, len(content)) > most:
         raise UserError(f"{path} has more than {most:,} bytes, too many for a file of its kind")
     return content
 
@@ -119,7 +130,7 @@ def parse_json(content: bytes | str, origin: str, *, unique_keys: bool = False) 
     try:
         text = decoded(content, origin) if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
-        _require_flat(value)
+        require_flat(value)
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -175,7 +186,7 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
         if _DEEP_KEY.search(text):  # tomllib would take minutes
             raise RecursionError
         table = tomllib.loads(text)
-        _require_flat(table)
+        require_flat(table)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{origin} is not valid TOML: {_why(error)}") from None
     return table
@@ -185,7 +196,7 @@ def _why(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _require_flat(value: Any) -> None:
+def require_flat(value: Any) -> None:
     """Raise `RecursionError` for values inside more than `_DEEPEST` others: each code that walks them would."""
     level = [value]
     for _ in range(_DEEPEST):

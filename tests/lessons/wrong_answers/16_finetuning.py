@@ -38,12 +38,6 @@ def _masked(
     return targets if shift else torch.where(targets == -100, -100, ids[:-1])
 
 
-def _in_place(ids: Tensor, assistant: int, end: int) -> Tensor:
-    targets = ids[1:]
-    targets[_masked(ids, assistant, end) == -100] = -100
-    return targets
-
-
 WRONG = {
     "chat_of_turns": [_one_end, _no_end, _nested, _swapped, _one_user],
     "loss_of_batch": [
@@ -61,6 +55,5 @@ WRONG = {
         lambda ids, assistant, end: _masked(ids, assistant, end, shift=0),
         lambda ids, assistant, end: _masked(ids, assistant, end, turns=1),
         lambda ids, assistant, end: ids.masked_fill(ids == assistant, -100),
-        _in_place,
     ],
 }

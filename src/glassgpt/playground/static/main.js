@@ -7,6 +7,7 @@ const VIEWS = [
   {id: 'model', title: 'Model', needs: 'text'},
   {id: 'text', title: 'Text', needs: 'text'},
   {id: 'heads', title: 'Attention heads', needs: 'text'},
+  {id: 'neurons', title: 'Feed-forward', needs: 'text'},
   {id: 'lens', title: 'Logit lens', needs: 'text'},
   {id: 'interventions', title: 'Interventions', needs: 'text'},
   {id: 'generation', title: 'Generation', needs: 'text', anyLength: true},
@@ -15,7 +16,7 @@ const VIEWS = [
   {id: 'compare', title: 'Compare', needs: 'text'},
 ];
 const KEYS = [
-  [`1 … ${VIEWS.length}`, 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'],
+  ['1 … 9, 0', 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'],
   ['← → ↑ ↓', 'the next token, cell or tab'], ['Home, End', 'the first and the last token'], ['?', 'these keys'],
 ];
 const TYPING_MS = 500, WAITING_MS = 250;
@@ -47,6 +48,7 @@ async function render() {
     if (!signal.aborted) document.body.dataset.ready = view.id;
   } catch (error) {
     if (signal.aborted) return;
+    if (error instanceof LoginError) place('prompt').hidden = true;
     root.replaceChildren(error instanceof LoginError ? loginForm(error.message) : notice(error.message, 'error'));
     document.body.dataset.ready = error instanceof LoginError ? 'login' : 'error';
     if (!(error instanceof RequestError)) throw error;
@@ -99,8 +101,8 @@ function loginForm(message) {
     login(token).then(() => location.reload(), error => root.replaceChildren(loginForm(error.message)));
   };
   field.addEventListener('keydown', event => event.key === 'Enter' && send());
-  return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ',
-    h('code', {}, 'glassgpt play'), ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
+  return h('div.notice', {role: 'alert', test: 'login'}, message,
+    h('p', {}, 'Or enter that address or its token here:'), h('div.row', {}, field, button('Log in', send)));
 }
 
 function showModels(catalog, entry) {
@@ -148,7 +150,7 @@ const applyTheme = () => setTheme(state.text('theme') || null);
 
 place('prompt').append(area, tokens);
 place('views').append(...VIEWS.map(({id, title}, i) => button(title, () => open(id),
-  {'data-view': id, title: `${title} (${i + 1})`})));
+  {'data-view': id, title: `${title} (${(i + 1) % 10})`})));
 place('views').addEventListener('keydown', event => {
   const tabs = [...event.currentTarget.children];
   tabs[tabs.indexOf(document.activeElement) + ({ArrowLeft: -1, ArrowRight: 1}[event.key] ?? NaN)]?.focus();
@@ -164,7 +166,7 @@ addEventListener('keydown', event => {
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const view = VIEWS[Number(event.key) - 1];
+  const view = VIEWS['1234567890'.split('').indexOf(event.key)];
   const action = view ? () => open(view.id)
     : {'/': () => area.focus(), m: () => place('model')?.focus(), t: switchTheme,
       '?': () => keys.showModal()}[event.key];

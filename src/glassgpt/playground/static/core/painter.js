@@ -95,7 +95,8 @@ function shortened(text, room, size) {
   return characters.length <= fits ? String(text) : `${characters.slice(0, fits - 1).join('')}…`;
 }
 
-// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
+// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text); null if its `size()`, which
+// is [width, height], has a 0: it was not shown yet.
 export function exportable(size, paint) {
   const onCard = (p, [width, height]) => {
     p.rect(0, 0, width, height, css('card'));
@@ -105,12 +106,13 @@ export function exportable(size, paint) {
   return {
     png() {
       const [width, height] = size();
+      if (!(width && height)) return null;
       const canvas = new OffscreenCanvas(2 * width, 2 * height);
       canvas.getContext('2d').scale(2, 2);
       onCard(new CanvasPainter(canvas.getContext('2d')), [width, height]);
       return canvas.convertToBlob();
     },
-    svg: () => String(onCard(new SvgPainter(...size()), size())),
+    svg: () => (size().includes(0) ? null : String(onCard(new SvgPainter(...size()), size()))),
   };
 }
 

@@ -1,6 +1,8 @@
 // Sampling as in generation/generate.py: temperature, then top-k, top-p and min-p, in this order. Logits are scaled in
 // float32 as there, so that the same tokens tie; sums are in float64.
 
+const TINY = 2 ** -126;  // the smallest normal float32: a smaller temperature would become 0
+
 // exp(x) / sum(exp(x)).
 export function softmax(logits) {
   const max = largest(logits);
@@ -28,9 +30,9 @@ export function samplingDistribution(logits, {temperature, topK = null, topP = n
   const left = without.size ? order.filter(id => !without.has(id)) : order;
   const scaled = new Float64Array(logits.length).fill(-Infinity);
   // Subtract the largest first, so that a tiny temperature gives -inf and not inf - inf.
-  const max = logits[left[0]];
+  const max = logits[left[0]], divisor = Math.max(Math.fround(temperature), TINY);
   if (temperature === 0) scaled[left[0]] = 0;
-  else for (const i of left) scaled[i] = Math.fround(Math.fround(logits[i] - max) / Math.fround(temperature));
+  else for (const i of left) scaled[i] = Math.fround(Math.fround(logits[i] - max) / divisor);
   if (topK !== null && topK < left.length) {
     const threshold = scaled[left[topK - 1]];
     for (const i of left) if (scaled[i] < threshold) scaled[i] = -Infinity;

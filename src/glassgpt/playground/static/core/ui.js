@@ -14,17 +14,29 @@ export function card(title, {about = '', wide = false, test, save = null} = {}, 
 }
 
 // Buttons that save a figure and its numbers. name: of the files. figure: an element with `figure.png()` and
-// `figure.svg()`, or a function that returns it. rows(): the rows of the CSV, column names first.
+// `figure.svg()`, or a function that returns it. rows(): the rows of the CSV, column names first. Before there is a
+// picture or a value, nothing is saved.
 export function exportButtons({name, figure = null, rows = null}) {
-  const picture = () => (typeof figure === 'function' ? figure() : figure).figure;
+  const picture = () => (typeof figure === 'function' ? figure() : figure)?.figure;
+  const status = h('span.soft', {role: 'status'});
   const types = [
-    figure && ['png', () => picture().png(), 'image/png'], figure && ['svg', () => picture().svg(), 'image/svg+xml'],
-    rows && ['csv', () => csv([...rows()]), 'text/csv'],
+    figure && ['png', () => picture()?.png(), 'image/png'], figure && ['svg', () => picture()?.svg(), 'image/svg+xml'],
+    rows && ['csv', () => csvOf([...rows()]), 'text/csv'],
   ].filter(Boolean);
-  return h('span.exports', {role: 'group', 'aria-label': `Save ${name}`}, types.map(([extension, make, type]) =>
-    h('button.small', {type: 'button', title: `Save as ${extension.toUpperCase()}`, 'data-export': extension,
-      onclick: async () => download(await make(), type, `${name}.${extension}`)}, extension.toUpperCase())));
+  async function save(make, type, extension) {
+    const content = await make();
+    status.textContent = content ? '' : 'Nothing to save yet ';
+    if (content) download(content, type, `${name}.${extension}`);
+  }
+  return h('span', {}, status, h('span.exports', {role: 'group', 'aria-label': `Save ${name}`},
+    types.map(([extension, make, type]) => h('button.small', {type: 'button', 'data-export': extension,
+      title: `Save as ${extension.toUpperCase()}`, onclick: () => save(make, type, extension)},
+    extension.toUpperCase()))));
 }
+
+// The CSV of rows, or null if no row has a value besides its name.
+const csvOf = rows => (rows.slice(1).some(row => row.slice(1).some(x => x !== '' && x !== null && !Number.isNaN(x)))
+  ? csv(rows) : null);
 
 function download(content, type, name) {
   const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], {type}));

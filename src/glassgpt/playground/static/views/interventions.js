@@ -95,7 +95,7 @@ function nextCard({names, signal}) {
   const element = card('Next token', {
     about: 'The top tokens before and after: softmax of the logits over the whole vocabulary.',
     save: {name: 'next-token', figure: () => ({figure: exportableElement(both)}), rows: () => [
-      ['id', 'token', 'logit before', 'logit after', 'before', 'after'], ...Array.from(effect.order, id =>
+      ['id', 'token', 'logit before', 'logit after', 'before', 'after'], ...Array.from(effect?.order ?? [], id =>
         [id, names[id], effect.before[id], effect.after[id], effect.p[id], effect.q[id]])]},
   }, h('div.row', {}, barLegend(SERIES, signal), where), numbers, both);
   return {element, show(now, text) {
@@ -125,7 +125,7 @@ function changesCard({names}) {
   const element = card('Largest changes', {
     about: 'The change of each token, after − before. A constant added to all logits changes no probability.',
     save: {name: 'changes', figure: list, rows: () => [
-      ['id', 'token', 'logit', 'probability'], ...Array.from(effect.order, id =>
+      ['id', 'token', 'logit', 'probability'], ...Array.from(effect?.order ?? [], id =>
         [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
   }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]),
     onInput: draw}), problem, list);
@@ -155,8 +155,9 @@ function surprisalCard({pieces, partial, ids, position, signal}) {
   const summary = h('div', {test: 'bits'});
   const element = card('Surprisal change', {
     wide: true, about: `Orange: the changed model is more surprised, blue: less, strongest at ${MAX_CHANGE} bits.`,
-    save: {name: 'surprisal', figure: strip, rows: () => [['position', 'id', 'token', 'bits before', 'bits after'],
-      ...ids.map((id, i) => [i, id, pieces[i], i ? before[i] : '', i ? after[i] : ''])]},
+    save: {name: 'surprisal', figure: () => before && strip, rows: () => [
+      ['position', 'id', 'token', 'bits before', 'bits after'], ...(before ? ids : []).map((id, i) =>
+        [i, id, pieces[i], i ? before[i] : '', i ? after[i] : ''])]},
   }, strip, summary);
   return {element, show(...surprisals) {
     [before, after] = surprisals;

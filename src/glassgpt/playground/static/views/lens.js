@@ -1,6 +1,6 @@
 // Logit lens: the residual stream by depth, predictions and ranks over the layers, and what made a logit.
 import {attempt, card, category, h, latest, onTheme, percent, post, state, table, vocabulary} from '../core/index.js';
-import {axis, chart, depthName, lensCard, line, normCard, pager, plain, trackedTokens, trackField,
+import {axis, chart, depthName, lensCard, line, normCard, pager, trackedTokens, trackField,
   windowSize} from '../widgets/index.js';
 import {attributionCards} from './attribution.js';
 
@@ -71,7 +71,7 @@ function ranksCard({signal, names}) {
   const lines = chart({
     label: 'Rank and probability by layer', signal, height: 380, test: 'rank-chart',
     traces: () => (now ? now.series.flatMap((id, i) => {
-      const trace = (values, more) => line(plain(nameOf(id)), depths().map(d => (d ? String(d - 1) : 'embedding')),
+      const trace = (values, more) => line(nameOf(id), depths().map(d => (d ? String(d - 1) : 'embedding')),
         depths().map(d => values[at(d, i)]), i, {symbol: i % 4, legendgroup: String(id), ...more});
       return [trace(now.found.watch_rank.map(rank => rank + 1), {hovertemplate: 'rank %{y}'}),
         trace(now.found.watch_p, {yaxis: 'y2', showlegend: false, hovertemplate: '%{y:.3g}'})];

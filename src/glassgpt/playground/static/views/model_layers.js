@@ -58,7 +58,7 @@ function openLayer(now) {
       norm(found.attn_out)]},
     h('p.about', {}, attentionText(info, layer)), heads(now), h('p.about', {}, 'Added to the stream:'),
     picture('added by attention', found.attn_out)),
-    stage(`${pre}, then feed-forward`, {link: {view: 'weights', parameter: `blocks.${layer}.feed_forward.up.weight`},
+    stage(`${pre}, then feed-forward`, {link: {view: 'neurons', layer, position, neuron: null},
       value: ['mlp-norm', norm(found.mlp_out)]},
     h('p.about', {}, `${count(config.n_embd)} → ${count(info.inner_width)} neurons → ${count(config.n_embd)}. `
       + `Activation: ${isGated ? 'SwiGLU, a gate times a value' : config.activation.replace('_', ' ')}.`),

@@ -2,7 +2,7 @@
 import {AXES, bound, card, count, h, notice, segmented, state} from '../core/index.js';
 import {axis as chartAxis, chart, line, verticalLine} from '../widgets/index.js';
 
-const GROUPS = {embedding: 'token embedding', positions: 'position embedding', attention: 'attention',
+const GROUPS = {__proto__: null, embedding: 'token embedding', positions: 'position embedding', attention: 'attention',
   feed_forward: 'feed-forward', norms: 'normalisation', head: 'output head'};
 const UPDATE_MS = 1000;
 const TIME_UNITS = [[3600, 'hours'], [60, 'minutes'], [1, 'seconds']];

@@ -12,7 +12,7 @@ function plotly() {
   return loading;
 }
 
-// Escape a text for a name or label: Plotly reads some tags as markup.
+// Escape a text: Plotly reads some tags as markup. Names of traces are escaped in `chart`.
 export const plain = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
 
 // A trace in the color of the i-th category.
@@ -32,7 +32,7 @@ export const axis = (title, more = {}) => ({title: {text: title}, gridcolor: css
 // what these give now, once the chart is in sight.
 export function chart({traces, layout = () => ({}), height = 260, signal, label, test}) {
   const element = h('div.chart', {role: 'img', 'aria-label': label, style: {height: `${height}px`}, test});
-  const data = () => traces().map(trace => ({type: 'scatter', ...trace}));
+  const data = () => traces().map(trace => ({type: 'scatter', ...trace, name: plain(trace.name ?? '')}));
   const fullLayout = () => ({...commonLayout(), ...layout(), margin: {l: 48, r: 10, t: 12, b: 38, ...layout().margin}});
   let drawn = Promise.resolve(), isInSight = false, isStale = true;
   async function draw() {
@@ -67,6 +67,7 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label,
   });
   async function picture(format) {
     const {width, height: tall} = element.getBoundingClientRect();
+    if (!width) return null;
     const options = {format, width, height: tall, scale: format === 'png' ? 2 : 1};
     const address = await (await plotly()).toImage({data: data(), layout: fullLayout()}, options);
     const content = address.slice(address.indexOf(',') + 1);
