@@ -26,7 +26,7 @@ check: $(VENV)/.installed-dev
 # Every warning is an error: a dead link, a name that autodoc does not find, a page outside the tree.
 docs: $(VENV)/.installed-dev
 	rm -rf build/site
-	$(BIN)/sphinx-build -W -n -E --keep-going -q -j 2 -d build/doctrees docs build/site
+	$(BIN)/sphinx-build -W -n -E --keep-going -j 2 -d build/doctrees docs build/site
 	@echo "built: build/site/index.html"
 
 build: $(VENV)/.installed-dev
