@@ -31,6 +31,7 @@ def test_a_new_file_of_exercises_has_no_answers_and_the_reference_answers_are_ri
     assert graded(tmp_path, answers) == dict.fromkeys(exercises)
 
 
+@pytest.mark.slow
 def test_what_students_print_is_not_a_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     noisy = RIGHT.replace("    return", '    import os; os.write(1, b"\\n{}\\n"); print("hello")\n    return')
     assert graded(tmp_path, 'print("x")\n' + noisy)["variance_of_scores"] is None
@@ -50,8 +51,8 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
 def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     text = "import os, sys\ndef window_average(x, window):\n    while True: pass\n"
     text += "def attention_weights(q, k):\n    os._exit(0)\n" + RIGHT
-    grades = graded(tmp_path, text, seconds=3)
-    assert "3 s" in (grades["window_average"] or "")
+    grades = graded(tmp_path, text, seconds=1)
+    assert "1 s" in (grades["window_average"] or "")
     assert grades["attention_weights"] is not None
     assert grades["variance_of_scores"] is None
     assert graded(tmp_path, "import sys\n" + RIGHT.replace("return sigma**2", "sys.exit(0)"))["variance_of_scores"]
@@ -84,6 +85,7 @@ def attention_weights(q, k):
 """
 
 
+@pytest.mark.slow
 def test_odd_errors_are_named_in_one_short_line(tmp_path: Path) -> None:
     grades = graded(tmp_path, ODD_ERROR + RIGHT)
     assert grades["window_average"] == "raised Odd in line 7"
@@ -102,18 +104,21 @@ def test_answers_that_change_their_arguments_are_graded_by_their_results(tmp_pat
     assert grades["window_average"] is None
 
 
+@pytest.mark.slow
 def test_the_files_of_a_student_import_each_other(tmp_path: Path) -> None:
     (tmp_path / "of_mine.py").write_text("def variance(sigma):\n    return sigma**2\n", encoding="utf-8")
     text = "from of_mine import variance\ndef variance_of_scores(D, sigma):\n    return variance(sigma)\n"
     assert graded(tmp_path, text)["variance_of_scores"] is None
 
 
+@pytest.mark.slow
 def test_one_name_of_another_lesson_does_not_add_it(tmp_path: Path) -> None:
     stub = "def window_average(x, window):\n    raise NotImplementedError\n"
     grades = graded(tmp_path, RIGHT + stub + "def split_heads(x):\n    return x\nnearest = 3\n")
     assert set(grades) == set(find_lesson("4").exercises())
 
 
+@pytest.mark.slow
 def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
     path = tmp_path / "answers.py"
     path.write_text(FORK + RIGHT, encoding="utf-8")
@@ -121,12 +126,14 @@ def test_an_answer_that_forks_is_graded_once(tmp_path: Path) -> None:
     assert sorted(names) == sorted(find_lesson("4").exercises())
 
 
+@pytest.mark.slow
 def test_answers_that_write_among_the_grades_are_refused(tmp_path: Path) -> None:
     noisy = "import os\n" + RIGHT + "for number in range(3, 64):\n    try:\n        os.write(number, b'noise\\n')\n"
     with pytest.raises(UserError, match=r"answers\.py"):
         graded(tmp_path, noisy + "    except OSError:\n        pass\n")
 
 
+@pytest.mark.slow
 def test_files_in_the_working_directory_hide_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("numbers.py", "token.py"):
@@ -134,13 +141,15 @@ def test_files_in_the_working_directory_hide_no_module(tmp_path: Path, monkeypat
         assert {grade.exercise: grade.reason for grade in check_file(Path(name))}["variance_of_scores"] is None
 
 
+@pytest.mark.slow
 def test_the_time_limit_also_ends_code_that_never_gives_up_the_interpreter(tmp_path: Path) -> None:
     endless = 'import re\ndef window_average(x, window):\n    re.match("(a+)+$", "a" * 64 + "b")\n' + RIGHT
-    grades = graded(tmp_path, endless, seconds=3)
-    assert "3 s" in (grades["window_average"] or "")
+    grades = graded(tmp_path, endless, seconds=1)
+    assert "1 s" in (grades["window_average"] or "")
     assert grades["variance_of_scores"] is None
 
 
+@pytest.mark.slow
 def test_only_the_stub_counts_as_not_answered(tmp_path: Path) -> None:
     text = "import torch\ndef window_average(x, window):\n    return torch.ones(2, dtype=torch.int64).softmax(0)\n"
     grades = graded(tmp_path, text + "def attention_weights(q, k):\n    raise NotImplementedError\n")
@@ -148,7 +157,10 @@ def test_only_the_stub_counts_as_not_answered(tmp_path: Path) -> None:
     assert grades["attention_weights"] == "not answered yet"
 
 
-@pytest.mark.parametrize("text", ["def (", "import nothing_of_this_name", "x = 1", "", "raise SystemExit(0)", "1/0"])
+UNUSABLE = ["import nothing_of_this_name", "", "raise SystemExit(0)", "1/0"]
+
+
+@pytest.mark.parametrize("text", ["def (", "x = 1", *(pytest.param(text, marks=pytest.mark.slow) for text in UNUSABLE)])
 def test_files_that_cannot_be_checked(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"answers\.py"):
         graded(tmp_path, text)

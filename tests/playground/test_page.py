@@ -394,6 +394,7 @@ def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: P
 # --- the model as a picture ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_part_of_the_model_opens_its_view(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("model", model=models["windowed"], text=TEXT, layer=2, position=9)
     parts: dict[str, tuple[str, dict[str, str]]] = {
@@ -417,6 +418,7 @@ def test_each_part_of_the_model_opens_its_view(page: MonitoredPage, models: dict
     assert shown.locator(hook("head-facts")).inner_text().startswith("Layer 2, head 3")
 
 
+@pytest.mark.slow
 def test_a_deep_model_folds_its_layers(page: MonitoredPage, models: dict[str, Path]) -> None:
     """Each layer belongs to one row, and a folded row opens one of its layers."""
     shown = page.open("model", model=models["deep"], text=TEXT, layer=20)
@@ -748,6 +750,7 @@ def test_saved_tokens_have_the_width_and_the_texts_of_the_page(page: MonitoredPa
     assert texts == shown.locator(".tokens button").all_text_contents()
 
 
+@pytest.mark.slow
 def test_the_saved_picture_of_the_model_is_what_the_page_shows(page: MonitoredPage, models: dict[str, Path]) -> None:
     """The saved picture holds all vectors, and each character of the text as often as the page."""
     shown = page.open("model", model=models["windowed"], text=TEXT)
