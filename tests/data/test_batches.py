@@ -44,6 +44,7 @@ def test_the_shuffle_of_a_corpus_too_large_to_store_has_no_repeats() -> None:
     assert 0 <= windows.min() <= windows.max() < n
 
 
+@pytest.mark.slow
 def test_every_permutation_is_equally_likely() -> None:
     # 24 permutations of 4, 1,200 keys: chi-square with 23 degrees of freedom, which exceeds 66 once in 200,000.
     counts = dict.fromkeys(itertools.permutations(range(4)), 0)

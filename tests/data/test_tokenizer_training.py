@@ -30,6 +30,7 @@ from kill_harness import Quiet, fast_training, tiny_config
 TIES = " ".join(f"{a}{b}{a}" for a in "abcdefghijklmnopqrstuvwxyzéß日" for b in "0aZ_'") * 2
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_threads_or_process(tmp_path: Path) -> None:
     """Thousands of pairs are equally frequent; a randomly seeded hash map gives each process another order of them."""
     (tmp_path / "ties.txt").write_text("\n".join([TIES] * 300), encoding="utf-8")

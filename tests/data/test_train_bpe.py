@@ -102,6 +102,7 @@ def test_the_merges_equal_those_of_a_plain_trainer(texts: list[str], merges: int
     assert tokenizer.vocab_size == 257 + len(expected)
 
 
+@pytest.mark.slow
 def test_the_merges_of_a_real_text_equal_those_of_a_plain_trainer(english: str) -> None:
     text = english[:30_000]
     assert merges_of(train_bpe([text], 337)) == plain_bpe([text], 80)

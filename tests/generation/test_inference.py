@@ -287,6 +287,7 @@ def test_the_command_line_generates_in_int8(
     assert captured.out.startswith("The") if status == 0 else "'int3'" in captured.err
 
 
+@pytest.mark.slow
 def test_int8_takes_less_memory() -> None:
     """The process's memory falls by at least 70 MB for a model of 100 MB, of whose matrices int8 saves 75 MB.
 

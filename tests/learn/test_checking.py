@@ -48,6 +48,7 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
     assert "window_average" in (grades["window_average"] or "")
 
 
+@pytest.mark.slow
 def test_answers_that_do_not_end_or_end_the_process(tmp_path: Path) -> None:
     text = "import os, sys\ndef window_average(x, window):\n    while True: pass\n"
     text += "def attention_weights(q, k):\n    os._exit(0)\n" + RIGHT

@@ -43,6 +43,7 @@ def test_other_parts_still_run_after_one_fails_or_is_skipped() -> None:
     assert "left out" in results[3]["note"]
 
 
+@pytest.mark.slow
 def test_a_command_that_exceeds_its_limit_is_killed_with_its_child_processes(tmp_path: Path) -> None:
     """Otherwise the compiler's workers would keep their GPU memory."""
     script = "import subprocess; p = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
@@ -72,6 +73,7 @@ def test_every_setting_is_a_valid_config_for_every_gpu_size(tmp_path: Path) -> N
         assert config.micro_steps(1) == 2**19 // (rows * length)
 
 
+@pytest.mark.slow
 def test_a_setting_is_measured_and_traced(tmp_path: Path) -> None:
     gpu.write_tokens(tmp_path / "tokens", 2**12)
     result = json.loads(

@@ -455,6 +455,7 @@ def test_the_picture_of_the_model_keeps_the_focus(page: MonitoredPage, models: d
     assert shown.evaluate("document.activeElement.dataset.layer") == "2"
 
 
+@pytest.mark.slow
 def test_a_link_holds_no_more_generated_tokens_than_it_restores(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("model", model=models["windowed"], text=TEXT)
     shown.locator(hook("next-token")).click()
@@ -769,6 +770,7 @@ def test_the_saved_picture_of_the_model_is_what_the_page_shows(page: MonitoredPa
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, Path]) -> None:
     """The page addresses models by number, so an open page would show another model under the old name.
 

@@ -1128,6 +1128,7 @@ def test_a_selected_step_shows_what_its_checkpoint_computes(shown: MonitoredPage
     assert np.abs(attention_by_step[0] - attention_by_step[1]).max() > 1 / 255
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_hides_the_cards(shown: MonitoredPage, trained: Path) -> None:
     """The cards must be hidden, because they would show another step under the error."""
     page = shown.open("training", model=str(trained))
@@ -1157,6 +1158,7 @@ def totals_of(shown: MonitoredPage) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("Totals")[1:]}
 
 
+@pytest.mark.slow
 def test_comparison_of_two_checkpoints(shown: MonitoredPage, trained: Path) -> None:
     """Bits, top tokens, divergences, ranks by depth and a head of each model equal the library's."""
     text, token = "the quick fox", 4

@@ -145,6 +145,7 @@ def test_the_manifest_has_the_sha256_of_every_file(checkpoints: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_saved_under_the_names_of_the_uncompiled_one(tmp_path: Path) -> None:
     training = Training(config_with())
     names = set(training.weights())
