@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,8 @@ def test_a_run_that_is_replaced_by_a_link_to_its_new_place_goes_on(tmp_path: Pat
     run, moved = tmp_path / "run", tmp_path / "moved"
 
     def move() -> None:
+        while not (run / "checkpoints" / "000002").exists():  # a save that found no directory would stop the run
+            time.sleep(0.01)
         run.rename(moved)
         run.symlink_to(moved)
 

@@ -91,10 +91,11 @@ async function contextOf(view, signal) {
   return Object.assign(context, {text}, encoded);
 }
 
-// Ask for the access token.
+// Ask for the access token. What was typed stays if the view is drawn again meanwhile.
+let typed = '';
 function loginForm(message) {
   const field = h('input', {type: 'password', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false,
-    test: 'token'});
+    test: 'token', value: typed, oninput: () => { typed = field.value; }});
   const send = () => {
     // The address that `glassgpt play` prints works, too.
     const token = field.value.trim().replace(/^.*[#&?]token=/, '');
