@@ -116,7 +116,7 @@ def test_the_facts_equal_an_independent_count(texts: list[str], kind: str, shard
         try:
             dataset = open_dataset(prepare(data, Path(folder, "out"), tokenizer=BPE if kind == "bpe" else None))
         except UserError as error:
-            if "no text beside the validation split" not in str(error):
+            if "no text besides the validation split" not in str(error):
                 raise
             return
         facts = dataset_facts(dataset.directory)

@@ -136,7 +136,7 @@ def test_each_document_is_whole_in_one_split(texts: list[str], percent: int, sha
         try:
             dataset = open_dataset(prepare(request, Path(folder, "out"), tokenizer=end_of_text_tokenizer()))
         except UserError as error:
-            if percent <= 50 or "no text beside the validation split" not in str(error):
+            if percent <= 50 or "no text besides the validation split" not in str(error):
                 raise
             return
         train, validation = (documents_in(stream, dataset) for stream in (dataset.train, dataset.validation))
@@ -207,7 +207,7 @@ def test_the_cut_through_a_single_document_is_exact(text: str, percent: int) -> 
         source.write_text(text)
         kept = len(text) * (100 - percent) // 100
         if kept == 0:
-            with pytest.raises(UserError, match="no text beside the validation split"):
+            with pytest.raises(UserError, match="no text besides the validation split"):
                 prepare(config(source, validation_fraction=percent / 100), Path(folder, "out"))
             return
         dataset = open_dataset(prepare(config(source, validation_fraction=percent / 100), Path(folder, "out")))

@@ -525,7 +525,7 @@ def test_shards_of_one_token_are_the_same_with_more_workers_than_work_units(tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("x", "too short: it has no text beside the validation split"), ("", "has no text")]
+    ("content", "message"), [("x", "too short: it has no text besides the validation split"), ("", "has no text")]
 )
 def test_too_little_text_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str

@@ -196,7 +196,7 @@ class DatasetBuilder:
         is_first_shard, name = self.data.validation == "first_shard", self.sources[0].location
         if not shards["train"]:
             hint = "lower data.shard_tokens, or set data.validation = fraction" if is_first_shard else "use more text"
-            return f"{name} is too short: it has no text beside the validation split, which every dataset has; {hint}"
+            return f"{name} is too short: it has no text besides the validation split, which every dataset has; {hint}"
         if not shards["validation"]:
             hint = "raise data.validation_fraction, or set data.validation_source"
             return f"{self.sources[-1].location} has no document left for validation; {hint}"

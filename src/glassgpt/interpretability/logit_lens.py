@@ -201,13 +201,18 @@ def logit_attribution(
 def _direction_before_norm(norm: nn.Module, x: Tensor, wanted: Tensor) -> tuple[Tensor, float | None]:
     """The direction (C,) and bias with norm(x) @ wanted = x @ direction + bias, at the norm's scale for x (C,)."""
     assert isinstance(norm, LayerNorm | RMSNorm)
-    assert norm.eps is not None
-    weighted = wanted if norm.weight is None else wanted * _exact(norm.weight)
+    weighted = (wanted if norm.weight is None else wanted * _exact(norm.weight)) * norm_scale(norm, x)
     if isinstance(norm, RMSNorm):
-        return weighted * (x.square().mean() + norm.eps).rsqrt(), None
+        return weighted, None
     # LayerNorm subtracts the mean of x. That is linear, so it is subtracted from the direction instead.
-    direction = (weighted - weighted.mean()) * (x.var(correction=0) + norm.eps).rsqrt()
-    return direction, None if norm.bias is None else float(_exact(norm.bias) @ wanted)
+    return weighted - weighted.mean(), None if norm.bias is None else float(_exact(norm.bias) @ wanted)
+
+
+def norm_scale(norm: LayerNorm | RMSNorm, x: Tensor) -> Tensor:
+    """What a norm multiplies x (C,) by: 1 / its standard deviation, for RMSNorm 1 / its root mean square."""
+    assert norm.eps is not None
+    square = x.var(correction=0) if isinstance(norm, LayerNorm) else x.square().mean()
+    return (square + norm.eps).rsqrt()
 
 
 def _layer_contributions(

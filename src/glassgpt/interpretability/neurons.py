@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interpretability.capture import ActivationCache, at_least_float32, require_index
+from glassgpt.interpretability.logit_lens import norm_scale
 from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT, Block, FeedForward
@@ -67,19 +68,12 @@ def neuron_logits(model: GPT, cache: ActivationCache, layer: int, neuron: int, p
     require_index("position", position, cache.ids.shape[1])
     down = cast(Block, model.blocks[layer]).feed_forward.down.weight
     require_index("neuron", neuron, down.shape[1])
-    w = at_least_float32(down[:, neuron])
-    x = at_least_float32(cache.layers[-1].resid_post[0, position])
-    return at_least_float32(model.head.weight[: model.vocab_size]) @ _through_norm(model.norm, x, w)
-
-
-def _through_norm(norm: nn.Module, x: Tensor, w: Tensor) -> Tensor:
-    """What a vector w (C,), a part of the stream x (C,), becomes in norm(x), whose scale stays that for x."""
+    w, norm = at_least_float32(down[:, neuron]), model.norm
     assert isinstance(norm, LayerNorm | RMSNorm)
-    assert norm.eps is not None
-    if isinstance(norm, LayerNorm):
-        x, w = x - x.mean(), w - w.mean()
-    scaled = w * (x.square().mean() + norm.eps).rsqrt()
-    return scaled if norm.weight is None else scaled * norm.weight
+    x = at_least_float32(cache.layers[-1].resid_post[0, position])
+    scaled = (w - w.mean() if isinstance(norm, LayerNorm) else w) * norm_scale(norm, x)
+    direct = scaled if norm.weight is None else scaled * norm.weight
+    return at_least_float32(model.head.weight[: model.vocab_size]) @ direct
 
 
 class NeuronSearch:
